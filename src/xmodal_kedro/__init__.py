@@ -1,0 +1,1 @@
+"""Image-text pairs in, a tracked retrieval ensemble out."""
