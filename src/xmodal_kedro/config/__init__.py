@@ -1,0 +1,1 @@
+"""Frozen configs of every section of a recipe."""

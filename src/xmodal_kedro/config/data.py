@@ -1,0 +1,129 @@
+"""What a recipe says about its data: where pairs come from, how they are split, prompted and judged."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from xmodal_kedro.config.frozen import Frozen
+
+Split = Literal["train", "dev", "val", "test"]
+SourceFormat = Literal["table", "jsonl", "track2", "parquet", "folder", "queries"]
+RelevanceMode = Literal["id", "text", "attribute_text", "attribute_inclusion"]
+
+
+class Columns(Frozen):
+    """Names of the columns (CSV, Parquet) or fields (JSONL) that hold each part of a pair."""
+
+    image: str = "image"
+    text: str | list[str] = Field("text", description="one or several columns; a cell may hold a list of captions")
+    image_id: str | None = None
+    text_id: str | None = None
+    attributes: str | None = None
+    group: str | None = None
+    bytes: str | None = Field(
+        None, description="Parquet: the column with encoded image bytes (plain, or {bytes, path})"
+    )
+
+
+class Source(Frozen):
+    """One file or folder of pairs.
+
+    `table` is CSV/TSV, `jsonl` one object a line, `track2` lines `image$attributes$text`, `parquet` shards (a glob) with
+    the image bytes inside, `folder` a folder of images (a captions file is optional: without one it is a gallery with no
+    texts), `queries` a text file with one query a line.
+    """
+
+    split: Split
+    format: SourceFormat
+    file: str | None = Field(None, description="relative to data.root; a glob for parquet")
+    images: str | None = Field(None, description="folder of the images, relative to data.root")
+    columns: Columns = Columns()
+    separator: str | None = Field(None, description="of a table; by default found out")
+    encoding: str | None = Field(None, description="by default found out: UTF-8, UTF-16 (BOM) or GB18030")
+    group: str | None = Field(None, description="group of every row; by default found by data.groups")
+
+    @model_validator(mode="after")
+    def _has_what_its_format_needs(self) -> "Source":
+        if self.format != "folder" and self.file is None:
+            raise ValueError(f"a source of format '{self.format}' needs 'file'")
+        if self.format == "folder" and self.images is None:
+            raise ValueError("a source of format 'folder' needs 'images'")
+        return self
+
+
+class GroupRule(Frozen):
+    """Rows fall into the first group whose rule matches; every given pattern (regular expression) must be found."""
+
+    name: str
+    image: str | None = None
+    text: str | None = None
+    attributes: str | None = None
+
+
+class DataConfig(Frozen):
+    """The raw data of a recipe."""
+
+    root: str
+    sources: list[Source] = Field(min_length=1)
+    groups: list[GroupRule] = []
+    dev_share: float = Field(0.1, gt=0.0, lt=0.9, description="of the train images, cut by image, for every choice")
+    seed: int = 0
+    max_bad_share: float = Field(0.05, ge=0.0, le=1.0, description="of rows and of images; above it the run fails")
+
+
+class ImagesConfig(Frozen):
+    """How images are packed."""
+
+    size: int = Field(gt=0, description="side of the packed square, in pixels")
+    fit: Literal["letterbox", "squash"] = "letterbox"
+    workers: int = Field(0, ge=0, description="decoding processes; 0 takes one per core")
+
+
+class VehicleVocabulary(Frozen):
+    """Words of the attribute phrases. A list that is left out is learned from the phrases of the train split."""
+
+    colors: list[str] | None = None
+    brands: list[str] | None = None
+    types: list[str] | None = None
+
+
+class GroupPrompts(Frozen):
+    """Templates for the captions of one group; `{color} {brand} {type} {text}` are filled in.
+
+    A template that names a part which a row lacks is left out for that row.
+    """
+
+    append: list[str] = Field([], description="appended to the text of the row, in this order")
+    separator: str = " "
+    rows: list[str] = Field([], description="each adds a row of its own for the same image")
+    sentence_rows: bool = Field(False, description="adds a row per sentence where the text has several")
+
+
+class PromptsConfig(Frozen):
+    """Prompt augmentation of train captions (and of queries only when asked)."""
+
+    vocabulary: VehicleVocabulary = VehicleVocabulary()
+    vehicle_group: str = Field("vehicle", description="the group whose attributes are phrases to parse")
+    groups: dict[str, GroupPrompts] = {}
+    queries: bool = Field(False, description="also append to the texts of dev, val and test")
+
+
+class RelevanceConfig(Frozen):
+    """Which gallery items are right for a query."""
+
+    default: RelevanceMode = "id"
+    groups: dict[str, RelevanceMode] = {}
+
+
+class SyntheticConfig(Frozen):
+    """The embedded default: synthetic traffic, drawn into `folder`."""
+
+    folder: str
+    train: int = Field(gt=0, description="pairs")
+    val: int = Field(gt=0)
+    test: int = Field(gt=0)
+    pedestrian_share: float = Field(0.5, ge=0.0, le=1.0)
+    wrong_captions: float = Field(
+        0.0, ge=0.0, le=1.0, description="share of train rows that carry another row's caption"
+    )
+    seed: int = 0

@@ -1,0 +1,1 @@
+"""Tables, images and texts: from a user's folder to clean pairs."""

@@ -1,0 +1,1 @@
+"""Kedro datasets: atomic, versioned, previewable."""

@@ -1,0 +1,1 @@
+"""The pipelines; each node unpacks, calls and returns."""

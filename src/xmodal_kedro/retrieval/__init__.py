@@ -1,0 +1,1 @@
+"""Scores, rankings, metrics, fusion and matching."""

@@ -1,0 +1,1 @@
+"""MLflow: one parent run per kedro run, one child per member."""
