@@ -28,9 +28,9 @@ class Columns(Frozen):
 class Source(Frozen):
     """One file or folder of pairs.
 
-    `table` is CSV/TSV, `jsonl` one object a line, `track2` lines `image$attributes$text`, `parquet` shards (a glob) with
-    the image bytes inside, `folder` a folder of images (a captions file is optional: without one it is a gallery with no
-    texts), `queries` a text file with one query a line.
+    `table` is CSV/TSV, `jsonl` one object a line, `track2` lines `image$attributes$text`, `parquet` shards (a glob)
+    with the image bytes inside, `folder` a folder of images (a captions file is optional: without one it is a gallery
+    with no texts), `queries` a text file with one query a line.
     """
 
     split: Split
@@ -77,6 +77,7 @@ class ImagesConfig(Frozen):
     size: int = Field(gt=0, description="side of the packed square, in pixels")
     fit: Literal["letterbox", "squash"] = "letterbox"
     workers: int = Field(0, ge=0, description="decoding processes; 0 takes one per core")
+    store: str = Field("data/03_primary/image_stores", description="folder of the packed stores, one per content")
 
 
 class VehicleVocabulary(Frozen):

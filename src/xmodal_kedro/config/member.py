@@ -70,6 +70,7 @@ class EmbedConfig(Frozen):
 class MemberConfig(Frozen):
     """One trained model of the ensemble."""
 
+    name: str = Field("", description="its key in the parameters; filled in by the config loader")
     backbone: BackboneConfig
     train: TrainConfig
     embed: EmbedConfig = EmbedConfig()

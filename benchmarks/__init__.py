@@ -1,0 +1,1 @@
+"""Contests between this project and its peers; see `python -m benchmarks --help`."""

@@ -1,0 +1,73 @@
+"""What surrounds a run: the recipe is checked before anything, the machine before the first node, and a report ends it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kedro.framework.hooks import hook_impl
+
+from xmodal_kedro.config.recipe import Recipe, read_recipe
+
+if TYPE_CHECKING:
+    from kedro.framework.context import KedroContext
+    from kedro.io import DataCatalog
+    from kedro.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+
+class ProjectHook:
+    """Holds the checked recipe of the session."""
+
+    recipe: Recipe
+    project: Path
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Check every section and member of the parameters, also those that no node of this run reads."""
+        self.recipe = read_recipe(context.config_loader["parameters"])
+        self.project = Path(context.project_path)
+
+    @hook_impl(tryfirst=True)
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+        """Look for data, weights, disk and memory before the first node, and before a tracked run is opened."""
+        reads_data = any("data_processing" in node.tags for node in pipeline.nodes)
+        trains = {node.namespace for node in pipeline.nodes if "train" in node.tags}
+        if not reads_data and not trains:
+            return
+        from xmodal_kedro.data.preflight import check
+
+        recipe = self.recipe
+        report = check(
+            data=recipe.data if reads_data else None,
+            images=recipe.images,
+            members={name: member for name, member in recipe.members.items() if name in trains},
+            runtime=recipe.runtime,
+            project=self.project,
+            drawn=self.project / recipe.synthetic.folder if recipe.synthetic else None,
+        )
+        for warning in report.warnings:
+            log.warning(warning)
+        report.raise_if_failed()
+
+    @hook_impl(trylast=True)
+    def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Print the leaderboard, if this run made one, and where everything lies."""
+        outputs = pipeline.all_outputs()
+        if "leaderboard" in outputs:
+            from xmodal_kedro.reporting.leaderboard import render
+
+            print(render(catalog.load("leaderboard")))
+        print("\nWritten by this run:")
+        for name in sorted(outputs):
+            print(f"  {name:<28} {self._place(catalog, name)}")
+        env = f" --env={run_params['env']}" if run_params.get("env") else ""
+        print("\nCompare members:  uv run python -m xmodal_kedro.tracking.ui")
+        print(f"See the lineage:  uv run kedro viz run{env}")
+
+    def _place(self, catalog: DataCatalog, name: str) -> str:
+        place = getattr(catalog.get(name), "_get_load_path", lambda: None)()
+        return os.path.relpath(place, self.project) if place else "(in memory only)"

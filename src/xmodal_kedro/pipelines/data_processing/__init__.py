@@ -1,0 +1,1 @@
+"""Raw files in; clean pairs, captions and packed images out."""

@@ -1,0 +1,78 @@
+"""Nodes of data_processing: each unpacks its parameters, calls the library and returns tables."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xmodal_kedro.config.data import DataConfig, ImagesConfig, PromptsConfig, SyntheticConfig
+from xmodal_kedro.config_loader import project_path
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from xmodal_kedro.data.image_store import ImageStore
+else:  # Kedro evaluates these hints, and pandas would cost start-up
+    DataFrame = ImageStore = Any
+
+log = logging.getLogger(__name__)
+
+
+def draw_synthetic_traffic(synthetic: SyntheticConfig) -> dict[str, Any]:
+    """Draw the embedded default data set; what is drawn already stays."""
+    from xmodal_kedro.data.synthetic_traffic import draw
+
+    return draw(synthetic, project_path() / synthetic.folder)
+
+
+def read_pairs(data: DataConfig, drawn: dict[str, Any] | None = None) -> tuple[DataFrame, DataFrame]:
+    """Read every source to one pair table, and the rows that cannot be used to a quarantine table."""
+    from xmodal_kedro.data.readers import read_pairs as read
+
+    result = read(data, project_path())
+    log.info("Read %d rows: %d pairs, %d set aside", result.rows, len(result.pairs), len(result.quarantine))
+    return result.pairs, result.quarantine
+
+
+def pack_images(raw_pairs: DataFrame, data: DataConfig, images: ImagesConfig) -> tuple[ImageStore, DataFrame]:
+    """Decode, fit and pack each image once; a store of the same files and settings is used again."""
+    from xmodal_kedro.data.image_store import pack_or_reuse
+
+    with_image = raw_pairs.dropna(subset=["image_id"]).drop_duplicates("image_id")
+    items = list(zip(with_image["image_id"], with_image["path"], strict=True))
+    store, quarantine = pack_or_reuse(items, project_path() / data.root, project_path() / images.store, images)
+    log.info("%d images of %d px at %s, %d set aside", len(store.ids), store.size, store.directory, len(quarantine))
+    return store, quarantine
+
+
+def clean_pairs(
+    raw_pairs: DataFrame, row_quarantine: DataFrame, image_quarantine: DataFrame, data: DataConfig
+) -> tuple[DataFrame, DataFrame]:
+    """Drop pairs whose image is unreadable, cut dev from train by image, and stop if too much is bad."""
+    import pandas as pd
+
+    from xmodal_kedro.data.quarantine import check_share
+    from xmodal_kedro.data.splits import cut_dev
+
+    quarantine = pd.concat([row_quarantine, image_quarantine], ignore_index=True)
+    rows = len(raw_pairs) + int((row_quarantine["kind"] == "row").sum())
+    check_share(quarantine, rows, raw_pairs["image_id"].nunique(), data.max_bad_share)
+    readable = raw_pairs[~raw_pairs["path"].isin(image_quarantine["key"])]
+    pairs = cut_dev(readable, data.dev_share, data.seed)
+    for (split, group), rows_of in pairs.groupby(["split", "group"], sort=False):
+        images, texts = rows_of["image_id"].nunique(), rows_of["text_id"].nunique()
+        log.info("%-5s %-10s %6d images %6d texts", split, group, images, texts)
+    return pairs, quarantine
+
+
+def make_captions(pairs: DataFrame, prompts: PromptsConfig) -> DataFrame:
+    """Prompt augmentation: train rows by the templates of their group, the rest only when asked."""
+    from xmodal_kedro.data.attributes import resolve_vocabulary
+    from xmodal_kedro.data.prompts import augment
+
+    phrases = pairs.loc[(pairs["split"] == "train") & (pairs["group"] == prompts.vehicle_group), "attributes"].dropna()
+    vocabulary = resolve_vocabulary(prompts.vocabulary, phrases)
+    captions = augment(pairs, prompts, vocabulary)
+    log.info("%d captions from %d pairs", len(captions), len(pairs))
+    return captions

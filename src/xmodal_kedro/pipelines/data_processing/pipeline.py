@@ -1,0 +1,29 @@
+"""data_processing: [draw] -> read -> pack -> clean -> captions."""
+
+from kedro.pipeline import Node, Pipeline
+
+from xmodal_kedro.pipelines.data_processing import nodes
+
+
+def create_pipeline(*, synthetic: bool) -> Pipeline:
+    """Build the pipeline.
+
+    Args:
+        synthetic: Whether the recipe draws its own data first.
+    """
+    drawn = [Node(nodes.draw_synthetic_traffic, "params:synthetic", "synthetic_traffic")] if synthetic else []
+    read_inputs = ["params:data", "synthetic_traffic"] if synthetic else "params:data"
+    return Pipeline(
+        [
+            *drawn,
+            Node(nodes.read_pairs, read_inputs, ["raw_pairs", "row_quarantine"]),
+            Node(nodes.pack_images, ["raw_pairs", "params:data", "params:images"], ["images", "image_quarantine"]),
+            Node(
+                nodes.clean_pairs,
+                ["raw_pairs", "row_quarantine", "image_quarantine", "params:data"],
+                ["pairs", "quarantine"],
+            ),
+            Node(nodes.make_captions, ["pairs", "params:prompts"], "captions"),
+        ],
+        tags="data_processing",
+    )

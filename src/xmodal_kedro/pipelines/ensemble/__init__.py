@@ -1,0 +1,1 @@
+"""The members' embeddings in; rankings, matching, submission and leaderboard out."""

@@ -1,0 +1,1 @@
+"""A member's checkpoint in; its embeddings and metrics out."""

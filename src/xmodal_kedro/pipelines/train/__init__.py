@@ -1,0 +1,1 @@
+"""Captions and images in; a member's checkpoint out."""

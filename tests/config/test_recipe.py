@@ -1,0 +1,81 @@
+"""A recipe is checked whole, before anything runs, and every fault is named by its key."""
+
+import copy
+
+import pytest
+
+from xmodal_kedro.config.recipe import RecipeError, read_recipe
+
+SOURCE = {"split": "train", "format": "table", "file": "pairs.csv", "images": "images"}
+PARAMETERS = {
+    "member_names": ["small"],
+    "data": {"root": "data/01_raw/mine", "sources": [SOURCE]},
+    "images": {"size": 64},
+    "small": {
+        "backbone": {"name": "open_clip", "architecture": {"embed_dim": 16}},
+        "train": {"epochs": 1, "batch_size": 8, "lr": 0.001},
+    },
+}
+
+
+def changed(path: str, value: object) -> dict:
+    parameters = copy.deepcopy(PARAMETERS)
+    section = parameters
+    *parents, last = path.split(".")
+    for part in parents:
+        section = section.setdefault(part, {})
+    section[last] = value
+    return parameters
+
+
+def test_a_valid_recipe_gathers_its_members() -> None:
+    recipe = read_recipe(PARAMETERS)
+    assert list(recipe.members) == ["small"]
+    assert recipe.members["small"].train.lr == 0.001
+    assert recipe.ensemble.fusion.weights == "search"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("ensembel", {}, r"ensembel: unknown key, did you mean 'ensemble'\?"),
+        ("small.train.lrr", 0.1, r"small\.train\.lrr: unknown key, did you mean 'lr'\?"),
+        ("ensemble.fusion.weigths", "equal", r"ensemble\.fusion\.weigths: unknown key, did you mean 'weights'\?"),
+        ("small.train.epochs", "3", r"small\.train\.epochs: .*integer.*\(it is '3'\)"),
+        ("small.train.epochs", 1.5, r"small\.train\.epochs: .*integer"),
+        ("data.dev_share", 2.0, r"data\.dev_share: .*less than"),
+        ("small.backbone", {"architecture": {}}, r"small\.backbone\.name: is missing"),
+        ("relevance.default", "by_magic", r"relevance\.default: "),
+        ("member_names", [], "member_names is empty"),
+        ("member_names", ["small", "small"], "lists a member twice"),
+        ("member_names", "small", "must be a list"),
+        ("member_names", ["small", "tall"], r"tall: is listed in member_names, but has no section"),
+    ],
+)
+def test_faults_are_named_by_their_key(path: str, value: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(changed(path, value))
+
+
+@pytest.mark.parametrize("name", ["data", "ensemble", "Tall", "a-b", "1st"])
+def test_member_names_that_would_clash_are_refused(name: str) -> None:
+    parameters = copy.deepcopy(PARAMETERS)
+    parameters["member_names"] = [name]
+    parameters.setdefault(name, parameters["small"])
+    del parameters["small"]
+    with pytest.raises(RecipeError, match=name):
+        read_recipe(parameters)
+
+
+def test_all_faults_are_listed_at_once() -> None:
+    parameters = changed("small.train.lrr", 0.1)
+    parameters["imagess"] = {}
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(parameters)
+    assert "imagess" in str(caught.value)
+    assert "small.train.lrr" in str(caught.value)
+
+
+def test_a_source_says_what_its_format_needs() -> None:
+    with pytest.raises(RecipeError, match=r"data\.sources\.0: a source of format 'table' needs 'file'"):
+        read_recipe(changed("data.sources", [{"split": "train", "format": "table"}]))
