@@ -54,10 +54,14 @@ class TrainConfig(Frozen):
     grad_clip: float | None = Field(1.0, gt=0.0)
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
+    sampler: Literal["spread", "shuffle"] = Field(
+        "spread", description="spread keeps rows that are alike in different batches, as far as there are enough"
+    )
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
     keep: Literal["best", "last"] = Field("best", description="which epoch's weights, judged by `metric` on dev")
     metric: str = "map_at_10"
+    patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better `metric`")
 
 
 class EmbedConfig(Frozen):

@@ -1,0 +1,60 @@
+"""Backbones: one file per model family behind one interface, found by name."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+from xmodal_kedro.config.member import BackboneConfig
+from xmodal_kedro.models.backbone import REGISTRY, Backbone
+
+__all__ = ["build", "family", "registered"]
+
+
+def registered() -> dict[str, type[Backbone]]:
+    """Every backbone by name; imports their libraries."""
+    for module in pkgutil.iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+    return dict(REGISTRY)
+
+
+def family(name: str) -> type[Backbone]:
+    """Find a backbone by name, importing no library but its own.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name.isidentifier() and find_spec(f"{__name__}.{name}"):  # the module of a family bears its name
+        import_module(f"{__name__}.{name}")
+    if name not in REGISTRY:
+        raise ValueError(f"backbone.name '{name}' is unknown: there are {', '.join(sorted(registered()))}")
+    return REGISTRY[name]
+
+
+def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = ()) -> Backbone:
+    """Build the backbone of a member, frozen as its config says.
+
+    Args:
+        config: Names the family and either pretrained weights or the architecture of a model with random ones.
+        seed: Of random weights.
+        texts: Train texts, for families that learn a vocabulary with random weights.
+
+    Raises:
+        ValueError: The name is not registered, or not exactly one of `weights` and `architecture` is given.
+        MissingWeightsError: The pretrained files are not there.
+        ArchitectureError: The architecture is none.
+    """
+    backbone_type = family(config.name)
+    if config.weights is not None and config.architecture is None:
+        backbone = backbone_type.from_pretrained(config.weights)
+    elif config.architecture is not None and config.weights is None:
+        backbone = backbone_type.from_config(config.architecture, seed, texts)
+    else:
+        raise ValueError(
+            f"backbone '{config.name}' needs either weights (pretrained) or architecture (random weights); "
+            "set the other one to null"
+        )
+    backbone.freeze(config.unlocked_groups)
+    return backbone

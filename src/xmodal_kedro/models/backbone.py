@@ -1,0 +1,253 @@
+"""The one interface of every model family: pixels and tokens in, [B, D] features out, and files that load to the bit.
+
+A family is one module in this package that decorates its `Backbone` with `@register(<name of the module>)`. Everything
+else - training, freezing, encoding, checkpoints - knows no more than this file. Features are not normalised here: the
+loss and the encoder do that.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Self, TypeVar
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xmodal_kedro.config.member import AugmentConfig, LossConfig
+from xmodal_kedro.losses.contrastive import contrastive_loss
+from xmodal_kedro.models.transform import ImageTransform
+
+WEIGHTS = "weights.safetensors"  # of a checkpoint directory, whatever the library calls its own file
+
+Tower = Literal["image", "text"]
+Tokens = dict[str, Tensor]  # input_ids and attention_mask, both [B, L]
+
+
+class MissingWeightsError(FileNotFoundError):
+    """The files of a pretrained model are not there; the message says which ones are wanted where."""
+
+
+class ArchitectureError(ValueError):
+    """`backbone.architecture` describes no model of its family."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs on the training device; row i of everything belongs together."""
+
+    pixels: Tensor  # [B, 3, H, W], transformed
+    tokens: Tokens
+    keys: Tensor | None = None  # [B]; rows with equal keys are positives of each other
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What a training step may want to know besides its batch."""
+
+    step: int
+    steps: int
+    loss: LossConfig
+
+
+class Backbone(nn.Module, ABC):
+    """A dual encoder around the module of its library, `model`."""
+
+    name: ClassVar[str]
+    library_weights: ClassVar[str]  # name of the weight file that `save_pretrained` writes
+    library_files: ClassVar[tuple[tuple[str, ...], ...]]  # per file that loading wants, the names that it may have
+
+    def __init__(
+        self, model: nn.Module, embed_dim: int, image_size: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        """Wrap `model`, which maps squares of `image_size`, normalised by `mean` and `std`, to `embed_dim` features."""
+        super().__init__()
+        self.model = model
+        self.embed_dim = embed_dim
+        self.image_size = image_size
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    @abstractmethod
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D], not normalised."""
+
+    @abstractmethod
+    def encode_text(self, tokens: Tokens) -> Tensor:
+        """Tokens [B, L] -> [B, D], not normalised; `trimmed` tokens give the same features as padded ones."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Texts to tokens [B, L], cut at the model's context, L the longest of the batch where that is exact."""
+
+    @abstractmethod
+    def layer_groups(self, tower: Tower) -> list[list[nn.Parameter]]:
+        """The parameters of a tower from input to output: the one source for freezing and layer-wise rates."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, architecture: Mapping[str, object], seed: int, texts: Sequence[str] = ()) -> Self:
+        """Build a model with random weights.
+
+        Args:
+            architecture: Sizes, in the words of the family's library.
+            seed: Of the weights.
+            texts: Train texts, for families that learn their vocabulary from them.
+
+        Raises:
+            ArchitectureError: Naming the key.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_library(cls, directory: Path, *, weights: bool) -> Self:
+        """Open a directory in the library's own layout with the library's own code; without `weights`, random ones."""
+
+    @abstractmethod
+    def save_settings(self, directory: Path) -> None:
+        """Write what `from_library` reads besides the weights: configuration, tokenizer, preprocessing."""
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """Logarithm of the factor on the cosines; learned and saved with the model."""
+        scale: nn.Parameter = self.model.logit_scale  # type: ignore[assignment]
+        return scale
+
+    @classmethod
+    def from_pretrained(cls, weights: str | Path) -> Self:
+        """Load a model from a directory (of the library, or a checkpoint of ours) or from the hub.
+
+        A directory is read where it lies, without any look at the network.
+
+        Raises:
+            MissingWeightsError: Naming what is wanted where.
+        """
+        directory = find_weights(str(weights), cls.library_files)
+        if not (directory / WEIGHTS).is_file():
+            return cls.from_library(directory, weights=True)
+        backbone = cls.from_library(directory, weights=False)
+        backbone.model.load_state_dict(load_file(directory / WEIGHTS))
+        return backbone
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write a directory that the family's library opens by itself."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.save_settings(directory)
+        self.save_weights(directory / self.library_weights)
+
+    def save_weights(self, file: Path) -> None:
+        """Write the tensors under the library's names, as safetensors."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    def image_transform(self, *, train: bool, augment: AugmentConfig | None = None) -> ImageTransform:
+        """From packed uint8 squares to this model's input; `augment` counts for training alone."""
+        return ImageTransform(self.image_size, self.mean, self.std, augment if train else None)
+
+    def training_step(self, batch: Batch, state: TrainState) -> dict[str, Tensor]:
+        """Losses of a batch: `loss` is what is minimised, further entries are reported beside it."""
+        loss = contrastive_loss(
+            F.normalize(self.encode_image(batch.pixels).float(), dim=-1),
+            F.normalize(self.encode_text(batch.tokens).float(), dim=-1),
+            self.logit_scale,
+            batch.keys,
+            state.loss.label_smoothing,
+            state.loss.truncation,
+        )
+        return {"loss": loss}
+
+    def freeze(self, unlocked_groups: Mapping[Tower, int]) -> None:
+        """Leave only the last N layer groups of each named tower trainable; towers that are not named stay as they are.
+
+        Raises:
+            ValueError: A tower has fewer groups than asked for.
+        """
+        for tower, unlocked in unlocked_groups.items():
+            groups = self.layer_groups(tower)
+            if not 0 <= unlocked <= len(groups):
+                raise ValueError(
+                    f"backbone.unlocked_groups.{tower} is {unlocked}: this {tower} tower has {len(groups)} layer groups"
+                )
+            for group in groups[: len(groups) - unlocked]:
+                for parameter in group:
+                    parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but modules whose parameters are all frozen stay in eval: no dropout, no batch statistics."""
+        super().train(mode)
+        if mode:
+            for module in self.modules():
+                frozen = [not parameter.requires_grad for parameter in module.parameters()]
+                if frozen and all(frozen):
+                    module.eval()
+        return self
+
+
+REGISTRY: dict[str, type[Backbone]] = {}
+AnyBackbone = TypeVar("AnyBackbone", bound=type[Backbone])
+
+
+def register(name: str) -> Callable[[AnyBackbone], AnyBackbone]:
+    """Make a backbone known by the name of its module."""
+
+    def decorate(backbone: AnyBackbone) -> AnyBackbone:
+        backbone.name = name
+        REGISTRY[name] = backbone
+        return backbone
+
+    return decorate
+
+
+def trimmed(tokens: Tokens) -> Tokens:
+    """Cut the columns in which the whole batch is padding."""
+    longest = int(tokens["attention_mask"].sum(1).max()) if len(tokens["attention_mask"]) else 0
+    return {name: values[:, :longest] for name, values in tokens.items()}
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run with torch's global generators at `seed` and give them back as they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def find_weights(weights: str, wanted: Sequence[Sequence[str]]) -> Path:
+    """Find the directory of a model, fetching it if `weights` is a hub id that is not cached.
+
+    Args:
+        weights: A directory, or `owner/name` of a model on the hub.
+        wanted: Per file that is needed, the names that it may have.
+
+    Raises:
+        MissingWeightsError: Naming directory and files.
+    """
+    names = "; ".join(" or ".join(choice) for choice in wanted)
+    directory = Path(weights).expanduser()
+    if not directory.is_dir():
+        # `owner/name` may also be a relative directory that was misspelt: its parent gives it away.
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", weights) or directory.parent.is_dir():
+            raise MissingWeightsError(
+                f"backbone.weights: there is no directory {directory.absolute()}. Wanted: {names}"
+            )
+        files = sorted(
+            {name for choice in wanted for name in choice} | {"*.json", "vocab.txt", "merges.txt", "*.model"}
+        )
+        try:
+            directory = Path(snapshot_download(weights, allow_patterns=files))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            raise MissingWeightsError(
+                f"backbone.weights: '{weights}' is no directory below {Path.cwd()}, and the hub does not give it "
+                f"({type(error).__name__}). Set backbone.weights to a directory with: {names}"
+            ) from error
+    for choice in wanted:
+        if not any((directory / name).is_file() for name in choice):
+            raise MissingWeightsError(f"backbone.weights: {directory.absolute()} holds no {' or '.join(choice)}")
+    return directory

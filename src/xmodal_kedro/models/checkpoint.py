@@ -1,0 +1,95 @@
+"""A checkpoint directory: enough to run a member anywhere, without the code or data that trained it.
+
+weights.safetensors   tensors under the names of the family's library
+member.yaml           the member's config
+metrics.json          what it reached
+MANIFEST.json         sizes, sha256 and fingerprints; written last, without it there is no checkpoint
+...                   configuration, tokenizer and preprocessing files of the library
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from xmodal_kedro.config.member import MemberConfig
+from xmodal_kedro.data.manifest import fingerprint, read_manifest, seal, sha256_of
+from xmodal_kedro.models import family
+from xmodal_kedro.models.backbone import WEIGHTS, Backbone
+
+KIND = "checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint, ready to encode."""
+
+    backbone: Backbone  # on the device, in eval mode
+    member: MemberConfig
+    metrics: dict[str, float]
+    fingerprints: dict[str, str]  # `weights`, `transform`, and those that were given when it was written
+
+
+def write_checkpoint(
+    directory: Path,
+    backbone: Backbone,
+    member: MemberConfig,
+    metrics: Mapping[str, float],
+    fingerprints: Mapping[str, str],
+) -> dict[str, str]:
+    """Write a checkpoint into a new or empty directory.
+
+    Args:
+        directory: A half-written one is no checkpoint: it has no manifest.
+        backbone: Any device.
+        member: Its config, with its name.
+        metrics: What it reached on dev.
+        fingerprints: Of what made it, such as `data`; `weights` and `transform` are added.
+
+    Returns:
+        All fingerprints.
+
+    Raises:
+        FileExistsError: The directory holds something.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if any(directory.iterdir()):
+        raise FileExistsError(f"{directory} is not empty: a checkpoint is written into a directory of its own")
+    backbone.save_settings(directory)
+    preprocessing = {
+        "files": {path.name: sha256_of(path) for path in directory.iterdir()},
+        "image": [backbone.image_size, backbone.mean, backbone.std],
+    }
+    backbone.save_weights(directory / WEIGHTS)
+    config = yaml.safe_dump(member.model_dump(), sort_keys=False, allow_unicode=True)
+    (directory / "member.yaml").write_text(config, encoding="utf-8")
+    (directory / "metrics.json").write_text(json.dumps(dict(metrics), indent=2))
+    made_by = {
+        **fingerprints,
+        "weights": sha256_of(directory / WEIGHTS),
+        "transform": fingerprint(preprocessing),
+    }
+    seal(directory, KIND, **made_by)
+    return made_by
+
+
+def read_checkpoint(directory: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Load a checkpoint.
+
+    Args:
+        directory: As `write_checkpoint` left it.
+        device: Where the backbone goes.
+
+    Raises:
+        BrokenArtifactError: There is no manifest, or files are missing or cut short.
+    """
+    manifest = read_manifest(directory, KIND)
+    member = MemberConfig.model_validate(yaml.safe_load((directory / "member.yaml").read_text(encoding="utf-8")))
+    backbone = family(member.backbone.name).from_pretrained(directory)
+    metrics = json.loads((directory / "metrics.json").read_text())
+    return Checkpoint(backbone.to(device).eval(), member, metrics, manifest["fingerprints"])

@@ -1,0 +1,203 @@
+"""Train a backbone on pairs: the same seed and threads give the same weights, and the best epoch's are kept."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from xmodal_kedro.config.member import TrainConfig
+from xmodal_kedro.models.backbone import Backbone, Batch, Tokens, TrainState, seeded
+from xmodal_kedro.training.batches import Pairs, deal, pinned, prefetched
+from xmodal_kedro.training.optimiser import learning_rate, make_optimiser
+
+MAX_LOGIT_SCALE = math.log(100)  # as CLIP clamps it: beyond, the softmax is one-hot and training unstable
+
+Evaluate = Callable[[Backbone], dict[str, float]]
+Report = Callable[[int, dict[str, float]], None]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient is NaN or infinite; raised before the optimiser would spoil the weights."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained backbone and how it came about."""
+
+    backbone: Backbone  # in eval mode, with the weights of `best_epoch`
+    history: pd.DataFrame  # a row per epoch; epoch 0 is before training
+    best_epoch: int
+    best_metric: float | None  # none without evaluation
+
+
+def train(
+    backbone: Backbone,
+    pixels: np.ndarray,
+    examples: pd.DataFrame,
+    evaluate: Evaluate | None,
+    config: TrainConfig,
+    device: torch.device | str = "cpu",
+    report: Report | None = None,
+    name: str = "member",
+) -> TrainResult:
+    """Train with AdamW, evaluating before the first epoch and after each.
+
+    Args:
+        backbone: Trained in place; parameters that are frozen stay so.
+        pixels: [N, S, S, 3] uint8 packed images, may be memory-mapped.
+        examples: Columns `text`, `image_row` and `key`: see `Pairs`.
+        evaluate: Metrics on dev by name; called in eval mode. None needs `keep: last` and no `patience`.
+        config: Every key of it counts here, but `loss.multi_positive`, which decides `key`.
+        device: Where to train.
+        report: Called with the step (from 1) and numbers: after each step what `training_step` returns, `lr`,
+            `logit_scale` and `pairs_per_second`; after each evaluation `dev/<metric>`.
+        name: Of the member, for the progress bar and errors.
+
+    Returns:
+        History columns: `epoch`, `step`, `loss` (mean of the epoch), `lr`, `pairs_per_second`, `dev/<metric>`.
+
+    Raises:
+        ValueError: Too few pairs, rows that do not exist, or a metric that `evaluate` does not give.
+        NonFiniteLossError: Naming step, epoch, rate and what to try.
+    """
+    if evaluate is None and (config.keep == "best" or config.patience):
+        raise ValueError(
+            "train.keep 'best' and train.patience need an evaluation on dev: set keep to last, no patience"
+        )
+    device = torch.device(device)
+    pairs = Pairs(backbone, pixels, examples)
+    trainer = _Trainer(backbone.to(device), pairs, config, device, name)
+    history, best = [], _Best(backbone, config)
+    with seeded(config.seed), _bar(config.epochs * len(examples), name) as bar:
+        for epoch in range(config.epochs + 1):
+            row = trainer.run_epoch(epoch, report, bar) if epoch else {"epoch": 0, "step": 0}
+            if evaluate is not None:
+                metrics = _evaluate(backbone, evaluate, config.metric)
+                row |= {f"dev/{metric}": value for metric, value in metrics.items()}
+                best.offer(epoch, metrics[config.metric])
+                if report is not None:
+                    report(trainer.step, {f"dev/{metric}": value for metric, value in metrics.items()})
+            history.append(row)
+            if config.patience and epoch - best.epoch >= config.patience:
+                break
+    kept_epoch = best.restore() if config.keep == "best" else epoch
+    metric = history[kept_epoch].get(f"dev/{config.metric}")
+    return TrainResult(backbone.eval(), pd.DataFrame(history), kept_epoch, metric)
+
+
+class _Trainer:
+    """The state of one training: optimiser, step, views of the images."""
+
+    def __init__(self, backbone: Backbone, pairs: Pairs, config: TrainConfig, device: torch.device, name: str) -> None:
+        self.backbone, self.pairs, self.config, self.device, self.name = backbone, pairs, config, device, name
+        self.optimiser = make_optimiser(backbone, config)
+        self.parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        self.transform = backbone.image_transform(train=True, augment=config.augment)
+        self.views = torch.Generator().manual_seed(config.seed)
+        self.step = 0
+        self.steps = config.epochs * len(self.deal(1))
+
+    def deal(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch, as rows."""
+        alike = self.pairs.alike if self.config.sampler == "spread" else np.arange(len(self.pairs.alike))
+        return deal(alike, self.config.batch_size, np.random.default_rng([self.config.seed, epoch]))
+
+    def run_epoch(self, epoch: int, report: Report | None, bar: tqdm) -> dict[str, float]:
+        """Train on every pair once."""
+        self.backbone.train()
+        losses, trained, began = [], 0, time.perf_counter()
+        with closing(prefetched(map(self.read, self.deal(epoch)))) as batches:
+            for pixels, tokens, keys in batches:
+                start = time.perf_counter()
+                rate = learning_rate(self.step, self.steps, self.config)
+                numbers = self.run_step(pixels, tokens, keys, rate, epoch)
+                losses.append(numbers["loss"])
+                trained += len(keys)
+                bar.set_postfix(epoch=epoch, loss=f"{losses[-1]:.3f}", refresh=False)
+                bar.update(len(keys))
+                if report is not None:
+                    numbers |= {"lr": rate, "logit_scale": self.backbone.logit_scale.item()}
+                    report(self.step, numbers | {"pairs_per_second": len(keys) / (time.perf_counter() - start)})
+        speed = trained / (time.perf_counter() - began)
+        loss = float(np.mean(losses))
+        return {"epoch": epoch, "step": self.step, "loss": loss, "lr": rate, "pairs_per_second": speed}
+
+    def read(self, rows: np.ndarray) -> tuple[Tensor, Tokens, Tensor]:
+        """Read a batch, in the thread."""
+        pixels, tokens, keys = self.pairs.read(rows)
+        tokens = {name: pinned(values, self.device) for name, values in tokens.items()}
+        return pinned(pixels, self.device), tokens, pinned(keys, self.device)
+
+    def run_step(self, pixels: Tensor, tokens: Tokens, keys: Tensor, rate: float, epoch: int) -> dict[str, float]:
+        """One optimiser step; returns the losses."""
+        batch = Batch(
+            self.transform(pixels.to(self.device, non_blocking=True), self.views),
+            {name: values.to(self.device, non_blocking=True) for name, values in tokens.items()},
+            keys.to(self.device, non_blocking=True),
+        )
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            losses = self.backbone.training_step(batch, TrainState(self.step, self.steps, self.config.loss))
+        self.optimiser.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        numbers = {name: value.item() for name, value in losses.items()}
+        norm = 0.0
+        if self.config.grad_clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
+        if not (math.isfinite(numbers["loss"]) and math.isfinite(norm)):
+            raise NonFiniteLossError(
+                f"{self.name}: at step {self.step + 1} of {self.steps} (epoch {epoch}, lr {rate:.3g}) the loss is "
+                f"{numbers['loss']}, its gradient's norm {norm}. The weights were not touched by this step. Lower "
+                "train.lr, raise train.warmup_steps, keep train.grad_clip set, or train in fp32"
+            )
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        with torch.no_grad():
+            self.backbone.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+        self.step += 1
+        return numbers
+
+
+class _Best:
+    """The weights of the epoch with the highest metric so far, held in memory of the CPU."""
+
+    def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
+        self.backbone, self.keeps = backbone, config.keep == "best"
+        self.epoch, self.metric = 0, -math.inf
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, epoch: int, metric: float) -> None:
+        """Take the present weights if their metric is the highest."""
+        if epoch == 0 or metric > self.metric:
+            self.epoch, self.metric = epoch, -math.inf if math.isnan(metric) else metric
+            if self.keeps:
+                self.weights = {
+                    name: tensor.to("cpu", copy=True) for name, tensor in self.backbone.state_dict().items()
+                }
+
+    def restore(self) -> int:
+        """Put the best weights back; returns their epoch."""
+        self.backbone.load_state_dict(self.weights)
+        return self.epoch
+
+
+def _bar(pairs: int, name: str) -> tqdm:
+    return tqdm(total=pairs, desc=name, unit="pair", disable=None)  # shown on a terminal alone
+
+
+@torch.no_grad()
+def _evaluate(backbone: Backbone, evaluate: Evaluate, metric: str) -> dict[str, float]:
+    backbone.eval()
+    metrics = evaluate(backbone)
+    if metric not in metrics:
+        raise ValueError(f"train.metric '{metric}' is none of the metrics on dev: {', '.join(sorted(metrics))}")
+    return metrics
