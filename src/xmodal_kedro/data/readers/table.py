@@ -1,0 +1,100 @@
+"""CSV and TSV: any column names, separators and quoting; a broken record costs itself, not the rest of the file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+
+from xmodal_kedro.data.readers.registry import reads
+from xmodal_kedro.data.readers.rows import RawRows, Reading, SourceError, cell_columns, configured, text_columns
+from xmodal_kedro.data.text_files import split_lines
+
+SEPARATORS = (",", "\t", ";")
+_UNCLOSED = "a quote is opened and never closed in this record: double quotes inside a text must be doubled"
+_TOO_LONG = "record has more fields than the header: put texts that hold the separator in double quotes"
+_TOO_SHORT = "record has fewer fields than the header"
+
+
+@reads("table")
+def read_table(reading: Reading) -> RawRows:
+    """Read a CSV or TSV file with a header.
+
+    The separator is the source's own, else the one under which the header has the configured columns. A record that
+    spans lines is numbered by its first line.
+
+    Raises:
+        SourceError: No such file or column, an empty file, or a separator of several characters.
+    """
+    source, columns = reading.source, reading.source.columns
+    file = str(source.file)
+    lines = [line + "\n" for line in split_lines(reading.text())]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise SourceError(f"{reading.key}.file: {file} is empty: it needs a header line.")
+    wanted = [name for _, name in configured(columns)]
+    separator = _separator(reading, lines, wanted)
+    header = [name.strip() for name in next(csv.reader(lines, delimiter=separator))]
+    reading.check_columns(file, header)
+    texts = [header.index(name) for name in text_columns(columns)]
+    places = {role: header.index(name) for role, name in cell_columns(columns).items()}
+    rows = RawRows(source, file)
+    for line, cells in _records(lines, separator, len(header)):
+        if cells is None:
+            rows.reject(line, lines[line - 1].strip()[:80], _UNCLOSED)
+        elif len(cells) > len(header) and any(cell.strip() for cell in cells[len(header) :]):
+            rows.reject(line, f"{len(cells)} fields, {len(header)} in the header", _TOO_LONG)
+        elif len(cells) < len(header):
+            rows.reject(line, f"{len(cells)} fields, {len(header)} in the header", _TOO_SHORT)
+        else:
+            by_role = {role: cells[place] for role, place in places.items()}
+            rows.add(line, by_role, [cells[place] for place in texts])
+    return rows
+
+
+def _separator(reading: Reading, lines: Sequence[str], wanted: Sequence[str]) -> str:
+    """The source's separator, or the one that finds most of the wanted columns, then most columns, in the header."""
+    given = reading.source.separator
+    if given is not None:
+        given = "\t" if given == "\\t" else given
+        if len(given) != 1:
+            raise SourceError(f"{reading.key}.separator: '{given}' is not one character.")
+        return given
+
+    def score(separator: str) -> tuple[int, int]:
+        header = [name.strip() for name in next(csv.reader(lines, delimiter=separator))]
+        return len(set(wanted) & set(header)), len(header)
+
+    return max(SEPARATORS, key=score)
+
+
+def _records(lines: Sequence[str], separator: str, fields: int) -> Iterator[tuple[int, list[str] | None]]:
+    """Records below the header with the number of their first line; none for a record whose quote went astray.
+
+    A stray quote swallows the lines up to the next one, or up to the end of the file. Such a record is recognised
+    (it spans lines and has another number of fields than the header, or does not end) and only its first line is given
+    up: reading goes on with the line after it.
+    """
+    end = len(lines)
+    start = 0
+    while start < end:
+        # one line more than there are: a record that is still open there was never closed
+        source = (lines[k] if k < end else "\n" for k in range(start, end + 1))
+        reader = csv.reader(source, delimiter=separator)
+        first = start
+        stray = False
+        try:
+            for cells in reader:
+                after = start + reader.line_num
+                stray = after > end > first or (after - first > 1 and first > 0 and len(cells) != fields)
+                if stray:
+                    break
+                if first > 0 and any(cell.strip() for cell in cells):
+                    yield first + 1, cells
+                first = after
+        except csv.Error:  # a field of more than 131 072 characters: a quote that was left open long ago
+            stray = True
+        if not stray:
+            return
+        yield first + 1, None
+        start = first + 1
