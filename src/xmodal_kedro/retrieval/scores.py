@@ -1,0 +1,264 @@
+"""Where scores come from: tiles on demand, never an N x M matrix, and an exact value for any single pair.
+
+A tile is fast and slightly wrong: the order in which a matrix product sums depends on the tile's shape. So every tile
+states a bound on its error, and every source can give the exact score of chosen pairs: products and sums in fp64, in an
+order that depends on the two vectors alone. Whoever compares scores takes the tile where the bound leaves no doubt and
+the exact score elsewhere; the result then depends neither on tile sizes nor on the machine, and identical vectors tie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FP32_ROUNDING = 2.0**-24  # relative error of one fp32 operation
+
+
+class Tile(NamedTuple):
+    """Scores of a block of queries against a block of the gallery.
+
+    Attributes:
+        scores: [B, G] fp32.
+        noise: Broadcastable to [B, G]: no entry differs from the exact score, rounded to fp32, by more.
+    """
+
+    scores: Tensor
+    noise: Tensor
+
+
+class ScoreSource(Protocol):
+    """Scores of N queries (rows) against a gallery of M items (columns); higher is better."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, M)."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where tiles are computed."""
+        ...
+
+    def tile(self, queries: slice, gallery: slice) -> Tile:
+        """Scores of a block, with a bound on their error; the caller may overwrite the scores."""
+        ...
+
+    def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """Exact scores [K] fp64 of the pairs (queries[i], gallery[i]); both [K] int64 on `device`."""
+        ...
+
+
+class EmbeddingScores:
+    """Inner products of two sets of vectors: cosines, where the vectors have unit length."""
+
+    def __init__(
+        self, queries: Tensor | np.ndarray, gallery: Tensor | np.ndarray, device: torch.device | str = "cpu"
+    ) -> None:
+        """Take the two sides.
+
+        Args:
+            queries: [N, D], turned into fp32; a memory-mapped array is not copied.
+            gallery: [M, D].
+            device: Where the products are computed.
+
+        Raises:
+            ValueError: The sides do not fit together, or a vector is not finite (its row is named).
+        """
+        self.queries = _matrix(queries, "queries", device)  # [N, D]
+        self.gallery = _matrix(gallery, "gallery", device)  # [M, D]
+        if self.queries.shape[1] != self.gallery.shape[1]:
+            raise ValueError(
+                f"queries have {self.queries.shape[1]} dimensions, the gallery has {self.gallery.shape[1]}: "
+                "both must come from the same member."
+            )
+        self._reach = _longest(self.queries, "queries") * _longest(self.gallery, "gallery")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, M)."""
+        return len(self.queries), len(self.gallery)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the products are computed."""
+        return self.queries.device
+
+    def tile(self, queries: slice, gallery: slice) -> Tile:
+        """One block of the matrix product."""
+        scores = self.queries[queries] @ self.gallery[gallery].T
+        return Tile(scores, torch.full((1, 1), self.noise, device=self.device))
+
+    @property
+    def noise(self) -> float:
+        """The bound that holds for every order of summation: D roundings of products no longer than the vectors.
+
+        Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., eq. (3.5). Where torch is allowed to round the
+        inputs of a product (TF32, bf16), their error is added.
+        """
+        inputs = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}[torch.get_float32_matmul_precision()]
+        return ((self.queries.shape[1] + 6) * FP32_ROUNDING + inputs) * self._reach
+
+    def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """Exact inner products: each product of two fp32 numbers fits fp64, and the sum is a fixed binary tree."""
+        at_once = max(1, (1 << 19 if self.device.type == "cpu" else 1 << 25) // max(1, self.queries.shape[1]))
+        found = torch.empty(len(queries), dtype=torch.float64, device=self.device)
+        for start in range(0, len(queries), at_once):
+            part = slice(start, start + at_once)
+            left, right = self.queries[queries[part]].double(), self.gallery[gallery[part]].double()
+            found[part] = _tree_sum(left.mul_(right))
+        return found
+
+
+class MatrixScores:
+    """Scores that exist as a matrix already: small sets, cross-encoders, tests."""
+
+    def __init__(self, matrix: Tensor | np.ndarray, device: torch.device | str = "cpu") -> None:
+        """Take the matrix [N, M]; it is turned into fp32, and must be finite (ValueError names the entry)."""
+        self.matrix = _matrix(matrix, "scores", device)
+        if not bool(torch.isfinite(self.matrix).all()):
+            row, column = (int(i) for i in (~torch.isfinite(self.matrix)).nonzero()[0])
+            raise ValueError(f"the score of query row {row} and gallery row {column} is not a finite number.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, M)."""
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the matrix lies."""
+        return self.matrix.device
+
+    def tile(self, queries: slice, gallery: slice) -> Tile:
+        """A copy of a block of the matrix, without error."""
+        return Tile(self.matrix[queries, gallery].clone(), torch.zeros(1, 1, device=self.device))
+
+    def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """Entries of the matrix."""
+        return self.matrix[queries, gallery].double()
+
+
+@dataclass(frozen=True, eq=False)
+class Transposed:
+    """The other direction: the gallery asks, the queries are ranked."""
+
+    source: ScoreSource
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(M, N) of the source."""
+        return self.source.shape[1], self.source.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """The source's."""
+        return self.source.device
+
+    def tile(self, queries: slice, gallery: slice) -> Tile:
+        """The source's tile, transposed."""
+        return flipped(self.source.tile(gallery, queries))
+
+    def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """The source's exact scores."""
+        return self.source.pairs(gallery, queries)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedScores:
+    """Sum over members of weight times score; members of weight 0 cost nothing.
+
+    The 1st-place mixture is `WeightedScores([normalised(s, "row_l2") for s in members], [0.25] * 4)`.
+    """
+
+    sources: Sequence[ScoreSource]
+    weights: Sequence[float]
+    _used: list[tuple[ScoreSource, float]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check that the members rank the same rows."""
+        if len(self.sources) != len(self.weights):
+            raise ValueError(f"{len(self.sources)} score sources, but {len(self.weights)} weights.")
+        bad = [w for w in self.weights if not (np.isfinite(w) and w >= 0.0)]
+        if bad or not any(self.weights):
+            raise ValueError(f"weights must be finite, none negative and one positive, not {list(self.weights)}.")
+        if len(shapes := {source.shape for source in self.sources}) > 1:
+            raise ValueError(
+                f"members have scores of different shapes {sorted(shapes)}: all of them must be embedded over the same "
+                "queries and gallery, in the same order."
+            )
+        object.__setattr__(self, "_used", [(s, w) for s, w in zip(self.sources, self.weights, strict=True) if w > 0.0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, M)."""
+        return self.sources[0].shape
+
+    @property
+    def device(self) -> torch.device:
+        """The first member's; all must agree."""
+        return self.sources[0].device
+
+    def tile(self, queries: slice, gallery: slice) -> Tile:
+        """The weighted sum of the members' tiles; their errors add up."""
+        total: Tensor | None = None
+        noise = torch.zeros(1, 1, device=self.device)
+        for source, weight in self._used:
+            part = source.tile(queries, gallery)
+            noise = noise + weight * part.noise + (len(self._used) + 3) * weight * rounding(part.scores)
+            total = part.scores * weight if total is None else total.add_(part.scores, alpha=weight)
+        assert total is not None
+        return Tile(total, noise)
+
+    def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """The weighted sum of the members' exact scores, in the order of the members."""
+        total = torch.zeros(len(queries), dtype=torch.float64, device=self.device)
+        for source, weight in self._used:
+            total += weight * source.pairs(queries, gallery)
+        return total
+
+
+def flipped(tile: Tile) -> Tile:
+    """A copy of the tile seen from the gallery, laid out row by row."""
+    return Tile(tile.scores.T.clone(memory_format=torch.contiguous_format), tile.noise.T)
+
+
+def rounding(scores: Tensor) -> Tensor:
+    """Error of one fp32 operation with a result as large as the largest of `scores` [B, G]; a scalar tensor."""
+    if scores.numel() == 0:
+        return torch.zeros((), device=scores.device)
+    low, high = torch.aminmax(scores)
+    return FP32_ROUNDING * torch.maximum(-low, high)
+
+
+def _tree_sum(terms: Tensor) -> Tensor:
+    """Sum [K, D] over D by halving: the order is the same for every K and on every device. Overwrites its input."""
+    while (width := terms.shape[1]) > 1:
+        half = width // 2
+        if width % 2:
+            terms[:, 0] += terms[:, -1]
+        terms = terms[:, :half] + terms[:, half : 2 * half]
+    return terms[:, 0] if terms.shape[1] else terms.new_zeros(len(terms))
+
+
+def _matrix(values: Tensor | np.ndarray, name: str, device: torch.device | str) -> Tensor:
+    values = torch.as_tensor(values).to(device=device, dtype=torch.float32)
+    if values.ndim != 2:
+        raise ValueError(f"{name} must be a matrix [rows, columns]; its shape is {tuple(values.shape)}.")
+    return values
+
+
+def _longest(vectors: Tensor, name: str) -> float:
+    """Length of the longest vector, found in blocks; also the check that all are finite."""
+    longest = 0.0
+    for start in range(0, len(vectors), 4096):
+        lengths = torch.linalg.vector_norm(vectors[start : start + 4096], dim=1)
+        if not bool(torch.isfinite(lengths).all()):
+            row = start + int((~torch.isfinite(lengths)).nonzero()[0])
+            raise ValueError(f"row {row} of the {name} is not finite (NaN, infinite, or too long for fp32).")
+        longest = max(longest, float(lengths.max()))
+    return longest

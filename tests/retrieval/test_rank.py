@@ -1,0 +1,244 @@
+"""Ranks and top tables equal the loops over the definition, whatever the tiles, ties, duplicates and sizes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from tests.reference import ranks as reference
+
+from xmodal_kedro.retrieval import rank as rank_module
+from xmodal_kedro.retrieval.counts import count_by_passes, count_by_search
+from xmodal_kedro.retrieval.normalise import normalised
+from xmodal_kedro.retrieval.rank import _best, rank, rank_both, ranking_table
+from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, Tile, Transposed, WeightedScores
+
+torch.set_num_threads(1)
+
+
+def by_query(ranking) -> list[list[int]]:
+    """Relevant ranks as lists, one per query."""
+    return [part.tolist() for part in np.split(ranking.relevant_ranks, ranking.relevance.indptr[1:-1])]
+
+
+@st.composite
+def problems(draw, levels=(-1.0, -0.5, 0.0, 0.25, 1.0)):
+    """Small problems full of ties: few distinct coordinates, few distinct vectors."""
+    n, m, d = draw(st.integers(1, 7)), draw(st.integers(1, 9)), draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    distinct = rng.choice(levels, size=(draw(st.integers(1, 5)), d)).astype(np.float32)
+    queries = distinct[rng.integers(len(distinct), size=n)]
+    gallery = distinct[rng.integers(len(distinct), size=m)]
+    relevance = rng.random((n, m)) < draw(st.sampled_from([0.0, 0.2, 0.5, 1.0]))
+    return queries, gallery, relevance
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.integers(0, 6), st.integers(1, 8), st.integers(1, 8), st.booleans())
+def test_ranks_and_top_are_the_definition(problem, k, height, width, pessimistic):
+    queries, gallery, relevance = problem
+    truth = reference.exact_scores(queries, gallery)
+    ties = "pessimistic" if pessimistic else "optimistic"
+    forward, backward = rank_both(
+        EmbeddingScores(queries, gallery), sparse.csr_matrix(relevance), k, ties=ties, tile=(height, width)
+    )
+    assert by_query(forward) == reference.relevant_ranks(truth, relevance, pessimistic)
+    assert forward.top_rows.tolist() == reference.top(truth, k)
+    turned = [list(column) for column in zip(*truth, strict=True)]
+    assert by_query(backward) == reference.relevant_ranks(turned, relevance.T, pessimistic)
+    assert backward.top_rows.tolist() == reference.top(turned, k)
+    for q, row in enumerate(forward.top_rows):
+        assert forward.top_scores[q].tolist() == [np.float32(float(truth[q][g])) for g in row]
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems(), st.randoms(use_true_random=False))
+def test_order_of_rows_does_not_change_a_rank(problem, random):
+    queries, gallery, relevance = problem
+    rows, columns = list(range(len(queries))), list(range(len(gallery)))
+    random.shuffle(rows)
+    random.shuffle(columns)
+    ranking = rank(EmbeddingScores(queries, gallery), sparse.csr_array(relevance), 3)
+    shuffled = rank(EmbeddingScores(queries[rows], gallery[columns]), sparse.csr_array(relevance[rows][:, columns]), 3)
+    before = by_query(ranking)
+    # relevant items that tie swap places among themselves, so the set of ranks is what must stay
+    assert [sorted(ranks) for ranks in by_query(shuffled)] == [sorted(before[row]) for row in rows]
+    assert shuffled.top_scores.tolist() == ranking.top_scores[rows].tolist()
+
+
+def near_ties(rng, n=40, m=300, d=96):
+    """Scores that differ by less than a tile's rounding, and vectors that occur several times."""
+    centre = rng.standard_normal(d)
+    queries = (centre + 1e-3 * rng.standard_normal((n, d))).astype(np.float32)
+    gallery = (centre + 1e-7 * rng.standard_normal((m, d))).astype(np.float32)
+    gallery[rng.integers(m, size=m // 3)] = gallery[0]
+    queries, gallery = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, gallery))
+    return queries, gallery
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3], ids=["few relevant", "many relevant"])
+def test_tile_size_cannot_change_a_rank_within_the_noise(share):
+    rng = np.random.default_rng(0)
+    queries, gallery = near_ties(rng)
+    relevance = sparse.csr_array(rng.random((40, 300)) < share)
+    assert np.diff(relevance.indptr).max() > (8 if share > 0.1 else 0)
+    scores = EmbeddingScores(queries, gallery)
+    truth = reference.exact_scores(queries[:5], gallery)
+    spread = np.ptp([float(v) for v in truth[0]])
+    assert spread < scores.noise  # the tile alone could decide nothing
+    results = [rank_both(scores, relevance, 5, tile=tile) for tile in [(512, 2048), (7, 31), (1, 300), (40, 1)]]
+    for forward, backward in results[1:]:
+        for one, other in zip(results[0], (forward, backward), strict=True):
+            assert np.array_equal(one.relevant_ranks, other.relevant_ranks)
+            assert np.array_equal(one.top_rows, other.top_rows)
+            assert np.array_equal(one.top_scores, other.top_scores)
+    # fp64 sums round at 1e-17, which can only matter between vectors that are not the same: none so close here
+    assert by_query(results[0][0])[:5] == reference.relevant_ranks(truth, relevance.toarray()[:5])
+    assert results[0][0].top_rows[:5].tolist() == reference.top(truth, 5)
+
+
+def test_one_direction_equals_both():
+    rng = np.random.default_rng(1)
+    scores = EmbeddingScores(rng.standard_normal((23, 16)), rng.standard_normal((57, 16)))
+    relevance = sparse.random_array((23, 57), density=0.1, rng=rng, format="csr")
+    forward, backward = rank_both(scores, relevance, 4, tile=(5, 11))
+    for both, alone in [(forward, rank(scores, relevance, 4)), (backward, rank(Transposed(scores), relevance.T, 4))]:
+        assert np.array_equal(both.top_rows, alone.top_rows)
+        assert np.array_equal(both.relevant_ranks, alone.relevant_ranks)
+        assert both.shape == alone.shape
+
+
+@pytest.mark.parametrize("name", ["none", "row_l2", "zscore", "minmax", "softmax"])
+def test_tile_size_cannot_change_a_rank_of_a_mixture(name):
+    rng = np.random.default_rng(2)
+    members = [EmbeddingScores(*near_ties(rng, 30, 90, d)) for d in (24, 33)]
+    members.append(EmbeddingScores(*(x / 4 for x in (rng.standard_normal((30, 16)), rng.standard_normal((90, 16))))))
+    mixed = WeightedScores([normalised(member, name, 0.05) for member in members], [0.2, 0.5, 0.3])
+    relevance = sparse.csr_array(rng.random((30, 90)) < 0.1)
+    one, other = (rank_both(mixed, relevance, 6, tile=tile) for tile in [(512, 2048), (3, 13)])
+    for first, second in zip(one, other, strict=True):
+        assert np.array_equal(first.relevant_ranks, second.relevant_ranks)
+        assert np.array_equal(first.top_rows, second.top_rows)
+    rows, columns = torch.arange(30).repeat_interleave(90), torch.arange(90).repeat(30)
+    exact = mixed.pairs(rows, columns).view(30, 90).tolist()
+    assert by_query(one[0]) == reference.relevant_ranks(exact, relevance.toarray())
+    assert one[0].top_rows.tolist() == reference.top(exact, 6)
+
+
+def test_all_scores_equal():
+    same = np.ones((6, 3), dtype=np.float32)
+    relevance = np.eye(6, dtype=bool)
+    relevance[0, 3] = True
+    ranking = rank(EmbeddingScores(same, same), sparse.csr_array(relevance), 2)
+    assert by_query(ranking) == [[5, 6], [6], [6], [6], [6], [6]]  # behind every other item
+    assert ranking.top_rows.tolist() == [[0, 1]] * 6
+    kind = rank(EmbeddingScores(same, same), sparse.csr_array(relevance), 2, ties="optimistic")
+    assert by_query(kind) == [[1, 2], [1], [1], [1], [1], [1]]
+
+
+def test_more_ties_at_place_k_than_spare_candidates():
+    gallery = np.repeat(np.eye(2, dtype=np.float32), 40, axis=0)
+    queries = np.array([[0.0, 1.0], [1.0, 0.0]], dtype=np.float32)
+    ranking = rank(EmbeddingScores(queries, gallery), None, 3, tile=(2, 7))
+    assert ranking.top_rows.tolist() == [[40, 41, 42], [0, 1, 2]]
+    assert ranking.relevant_ranks is None
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0), (1, 1)])
+def test_empty_and_single(shape):
+    n, m = shape
+    scores = EmbeddingScores(np.ones((n, 2), np.float32), np.ones((m, 2), np.float32))
+    for ranking in rank_both(scores, sparse.csr_array(np.ones(shape, dtype=bool)), 10):
+        assert ranking.relevant_ranks.tolist() == [1] * (n * m)
+        assert ranking.top_rows.shape == (ranking.shape[0], min(10, ranking.shape[1]))
+
+
+def test_relevance_may_hold_zeros_duplicates_and_unsorted_columns():
+    scores = MatrixScores(np.array([[0.1, 0.9, 0.5]]))
+    messy = sparse.coo_array((np.array([1, 0, 1, 1]), (np.zeros(4, int), np.array([2, 1, 0, 2]))), shape=(1, 3))
+    ranking = rank(scores, messy, 3)
+    assert ranking.relevance.indices.tolist() == [0, 2]
+    assert ranking.relevant_ranks.tolist() == [3, 2]
+
+
+def test_a_score_that_is_not_finite_is_named():
+    vectors = np.ones((5, 2), np.float32)
+    vectors[3, 1] = np.nan
+    with pytest.raises(ValueError, match="row 3 of the gallery is not finite"):
+        EmbeddingScores(np.ones((2, 2)), vectors)
+    with pytest.raises(ValueError, match="query row 3 and gallery row 1"):
+        MatrixScores(vectors)
+
+    class Broken(MatrixScores):
+        def tile(self, queries, gallery):
+            found = super().tile(queries, gallery)
+            if queries.start <= 1 < queries.stop and gallery.start <= 4 < gallery.stop:
+                found.scores[1 - queries.start, 4 - gallery.start] = np.nan
+            return found
+
+    with pytest.raises(ValueError, match="query row 1 and gallery row 4"):
+        rank(Broken(np.zeros((3, 6))), None, 2, tile=(2, 4))
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    scores = MatrixScores(np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"relevance has shape \(3, 2\)"):
+        rank(scores, sparse.csr_array((3, 2)), 2)
+    with pytest.raises(ValueError, match="must not be negative"):
+        rank(scores, None, -1)
+    with pytest.raises(ValueError, match="same member"):
+        EmbeddingScores(np.zeros((2, 3)), np.zeros((2, 4)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(0, 12), st.integers(0, 30), st.booleans())
+def test_both_ways_of_counting_are_the_loop(seed, rows, slots, width, ties):
+    rng = np.random.default_rng(seed)
+    exact = torch.from_numpy(rng.integers(0, 6, size=(rows, width)) / 4.0)
+    noise = torch.full((1, 1), 0.25)
+    tile = Tile((exact + torch.from_numpy(rng.uniform(-0.25, 0.25, exact.shape))).float(), noise)
+    thresholds = torch.from_numpy(np.sort(rng.integers(0, 6, size=(rows, slots)) / 4.0, axis=1))
+    if slots:
+        thresholds[0, slots // 2 :] = torch.inf
+    expected = [
+        [sum((s >= t) if ties else (s > t) for s in exact[row].tolist()) for t in thresholds[row].tolist()]
+        for row in range(rows)
+    ]
+    for noise in (noise, noise.expand(rows, 1), noise.expand(rows, width)):
+        for count in (count_by_passes, count_by_search):
+            found = count(Tile(tile.scores, noise), thresholds, lambda r, c: exact[r, c], ties=ties)
+            assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("width", [5, 700, 1000])
+def test_best_of_a_tile(width):
+    values = torch.from_numpy(np.random.default_rng(width).integers(0, 50, size=(4, width))).float()
+    found, columns = _best(values, 10)
+    assert torch.equal(found, values.sort(dim=1, descending=True).values[:, :10])
+    assert torch.equal(values.gather(1, columns), found)
+    assert all(len(set(row)) == len(row) for row in columns.tolist())
+
+
+def test_memory_does_not_grow_with_n_times_m(monkeypatch):
+    seen = []
+    scores = EmbeddingScores(torch.randn(600, 4), torch.randn(900, 4))
+    monkeypatch.setattr(scores, "tile", lambda q, g, tile=scores.tile: seen.append((q, g)) or tile(q, g))
+    monkeypatch.setattr(rank_module, "_tile_shape", lambda device: (100, 200))
+    rank_both(scores, sparse.eye_array(600, 900, format="csr"), 5)
+    assert len(seen) == 6 * 5  # each score once for both directions
+    assert max((q.stop - q.start) * (g.stop - g.start) for q, g in seen) == 100 * 200
+
+
+def test_ranking_table_names_rows():
+    ranking = rank(MatrixScores(np.array([[0.25, 0.5], [1.0, 0.0]])), None, 2)
+    table = ranking_table(["q0", "q1"], ["a", "b"], ranking)
+    assert table.to_dict("list") == {
+        "query_id": ["q0", "q0", "q1", "q1"],
+        "rank": [1, 2, 1, 2],
+        "gallery_id": ["b", "a", "a", "b"],
+        "score": [0.5, 0.25, 1.0, 0.0],
+    }
+    assert table["score"].dtype == np.float32
+    with pytest.raises(ValueError, match="3 query ids"):
+        ranking_table(["a", "b", "c"], ["a", "b"], ranking)
