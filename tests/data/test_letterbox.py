@@ -205,7 +205,7 @@ def test_a_header_bomb_is_refused_before_decoding(limit_of_pillow, monkeypatch):
     frame = jpeg.index(b"\xff\xc0")
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 60_000, 60_000)
     for data in (png_header(60_000, 60_000), bytes(jpeg)):
-        with pytest.raises(UndecodableImageError, match=r"claims .*more than"):
+        with pytest.raises(UndecodableImageError, match="claims more than"):
             decode(data, 224)
 
 
@@ -215,8 +215,8 @@ def test_a_header_bomb_is_refused_before_decoding(limit_of_pillow, monkeypatch):
         (b"", "empty"),
         (b"<!DOCTYPE html><html><body>404</body></html>", "HTML"),
         (b"\n  <?xml version='1.0'?><svg/>", "HTML or XML"),
-        (b"version https://git-lfs.github.com/spec/v1", "no image of a known format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no image of a known format"),
+        (b"version https://git-lfs.github.com/spec/v1", "no known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no known format"),
     ],
 )
 def test_what_is_no_image_is_named(data, reason):

@@ -21,6 +21,13 @@ library has switched that off)."""
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Photo formats. Pillow knows more, some of which start other programs (EPS) or have no size in their header."""
 
+EMPTY = "image is empty (0 bytes)"
+HTML = "image is HTML or XML (an error page that a download saved?)"
+UNKNOWN = f"image is in no known format ({', '.join(FORMATS)})"
+TOO_LARGE = f"image claims more than {MAX_PIXELS:,} pixels: scale it down first"
+DAMAGED = "image is cut short or damaged"
+NO_WHITE = "image has floats or 32-bit integers as pixels, and what is white is not defined: save it with 8 or 16 bits"
+
 _DETAIL = 2
 """How many times the needed size a scaled JPEG decode keeps at least. A twofold margin stays within 4 grey levels of a
 full decode (50 dB) at nearly the speed of none (35 dB, visibly softer)."""
@@ -59,7 +66,11 @@ _DAMAGE = (
 
 
 class UndecodableImageError(ValueError):
-    """The bytes are no image that can be trained on; the message is the reason, fit for the quarantine table."""
+    """The bytes are no image that can be trained on.
+
+    The message is the reason for the quarantine table, the same for every image with that fault; what the decoder said
+    is the cause of the error.
+    """
 
 
 def render(data: bytes, size: int, fit: Fit = "letterbox") -> np.ndarray:
@@ -146,10 +157,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.size and (values.min() < 0 or values.max() > 65535):
-            raise UndecodableImageError("32-bit integer pixels have no defined white: save the image with 8 or 16 bits")
+            raise UndecodableImageError(NO_WHITE)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise UndecodableImageError("float pixels have no defined white: save the image with 8 or 16 bits")
+        raise UndecodableImageError(NO_WHITE)
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         over_black = Image.new("RGB", image.size)
@@ -161,11 +172,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _decode(data: bytes, size_hint: int | None, fit: Fit) -> tuple[Image.Image, tuple[int, int]]:
     """Also returns the (width, height) of the upright image before any scaled decode, which rounds the sides up."""
     if not data:
-        raise UndecodableImageError("the file is empty (0 bytes)")
+        raise UndecodableImageError(EMPTY)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             full_size = image.size
-            _refuse_size(full_size)
+            if full_size[0] * full_size[1] > MAX_PIXELS:
+                raise UndecodableImageError(TOO_LARGE)
             if size_hint is not None and image.format in ("JPEG", "MPO"):
                 needed = _inner_size(full_size, size_hint) if fit == "letterbox" else (size_hint, size_hint)
                 image.draft(None, (needed[0] * _DETAIL, needed[1] * _DETAIL))
@@ -181,11 +193,11 @@ def _decode(data: bytes, size_hint: int | None, fit: Fit) -> tuple[Image.Image, 
     except UndecodableImageError:
         raise
     except UnidentifiedImageError:
-        raise UndecodableImageError(_not_an_image(data)) from None
-    except Image.DecompressionBombError:
-        raise UndecodableImageError(f"it claims more than {MAX_PIXELS:,} pixels: scale it down first") from None
+        raise UndecodableImageError(HTML if data.lstrip()[:1] == b"<" else UNKNOWN) from None
+    except Image.DecompressionBombError as error:
+        raise UndecodableImageError(TOO_LARGE) from error
     except _DAMAGE as error:
-        raise UndecodableImageError(f"the image is cut short or damaged ({type(error).__name__}: {error})") from error
+        raise UndecodableImageError(DAMAGED) from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -215,19 +227,3 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
     if image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC)
     return np.array(image)
-
-
-def _refuse_size(size: tuple[int, int]) -> None:
-    width, height = size
-    if width * height > MAX_PIXELS:
-        raise UndecodableImageError(
-            f"its header claims {width} x {height} pixels, more than {MAX_PIXELS:,}: scale it down first"
-        )
-    if width < 1 or height < 1:
-        raise UndecodableImageError(f"its header claims {width} x {height} pixels")
-
-
-def _not_an_image(data: bytes) -> str:
-    if data.lstrip()[:1] == b"<":
-        return "it holds HTML or XML, not an image (an error page saved by a download?)"
-    return f"it is no image of a known format (it begins with {data[:8].hex(' ')})"
