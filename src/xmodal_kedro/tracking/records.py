@@ -20,7 +20,7 @@ NAME_COLUMNS = ("member", "split", "group", "direction", "metric")
 
 
 def clean_key(name: str) -> str:
-    """A name that MLflow accepts: letters of any script, digits and ``_-./ :``; `R@1` becomes `R_at_1`."""
+    """A name that MLflow accepts: letters of any script, digits and ``_-./`` and blanks; `R@1` becomes `R_at_1`."""
     name = re.sub(r"[^/\w.\- ]", "_", name.replace("@", "_at_"))
     parts = [part for part in name.split("/") if part.strip(". ")]
     return "/".join(parts)[:MAX_KEY] or "_"
