@@ -1,8 +1,9 @@
 """What a recipe says about its data: where pairs come from, how they are split, prompted and judged."""
 
-from typing import Literal
+from string import Formatter
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from xmodal_kedro.config.frozen import Frozen
 
@@ -14,8 +15,11 @@ RelevanceMode = Literal["id", "text", "attribute_text", "attribute_inclusion"]
 class Columns(Frozen):
     """Names of the columns (CSV, Parquet) or fields (JSONL) that hold each part of a pair."""
 
-    image: str = "image"
-    text: str | list[str] = Field("text", description="one or several columns; a cell may hold a list of captions")
+    image: str | None = Field("image", description="null says that the file has no images: its rows are queries")
+    text: str | list[str] | None = Field(
+        "text",
+        description="one or several columns; a cell may hold a list of captions; null says that the file has no texts",
+    )
     image_id: str | None = None
     text_id: str | None = None
     attributes: str | None = None
@@ -48,11 +52,16 @@ class Source(Frozen):
             raise ValueError(f"a source of format '{self.format}' needs 'file'")
         if self.format == "folder" and self.images is None:
             raise ValueError("a source of format 'folder' needs 'images'")
+        if self.columns.image is None and self.columns.bytes is None and self.columns.text is None:
+            raise ValueError("'columns' names neither images nor texts")
         return self
 
 
 class GroupRule(Frozen):
-    """Rows fall into the first group whose rule matches; every given pattern (regular expression) must be found."""
+    """Rows fall into the first group whose rule matches: every given pattern (regular expression) must be found.
+
+    A pattern for a side that a row lacks (the `image` of a query) is passed over if the rule has another to look for.
+    """
 
     name: str
     image: str | None = None
@@ -87,16 +96,58 @@ class VehicleVocabulary(Frozen):
     brands: list[str] | None = None
     types: list[str] | None = None
 
+    @model_validator(mode="after")
+    def _every_entry_is_one_part(self) -> "VehicleVocabulary":
+        part_of: dict[str, str] = {}
+        for part in ("colors", "brands", "types"):
+            for entry in getattr(self, part) or ():
+                if not entry.strip():
+                    raise ValueError(f"{part} holds an empty entry")
+                if part_of.setdefault(entry, part) != part:
+                    raise ValueError(f"'{entry}' is in {part_of[entry]} and in {part}: keep it in one of them")
+        return self
+
+
+TEMPLATE_PARTS = ("color", "brand", "type", "text")
+
+
+def template_parts(template: str) -> set[str]:
+    """The parts that a template names: of "A {color} {brand}." they are color and brand.
+
+    Raises:
+        ValueError: When it has a placeholder that is no part, or braces that do not match.
+    """
+    names = set()
+    try:
+        for _, name, form, conversion in Formatter().parse(template):
+            if name is not None:
+                if name not in TEMPLATE_PARTS or form or conversion:
+                    raise ValueError(f"no part is called '{name}'")
+                names.add(name)
+    except ValueError as error:
+        known = ", ".join(f"{{{part}}}" for part in TEMPLATE_PARTS)
+        raise ValueError(f"cannot fill this template: {error}; it may hold {known}, and other braces doubled") from None
+    return names
+
+
+def _checked(template: str) -> str:
+    template_parts(template)
+    return template
+
+
+Template = Annotated[str, AfterValidator(_checked)]
+
 
 class GroupPrompts(Frozen):
     """Templates for the captions of one group; `{color} {brand} {type} {text}` are filled in.
 
-    A template that names a part which a row lacks is left out for that row.
+    A template that names a part which a row lacks is left out for that row. `rows` and `sentence_rows` are for train
+    rows only, whatever `queries` says.
     """
 
-    append: list[str] = Field([], description="appended to the text of the row, in this order")
+    append: list[Template] = Field([], description="appended to the text of the row, in this order")
     separator: str = " "
-    rows: list[str] = Field([], description="each adds a row of its own for the same image")
+    rows: list[Template] = Field([], description="each adds a row of its own for the same image")
     sentence_rows: bool = Field(False, description="adds a row per sentence where the text has several")
 
 
@@ -107,6 +158,17 @@ class PromptsConfig(Frozen):
     vehicle_group: str = Field("vehicle", description="the group whose attributes are phrases to parse")
     groups: dict[str, GroupPrompts] = {}
     queries: bool = Field(False, description="also append to the texts of dev, val and test")
+
+    @model_validator(mode="after")
+    def _attribute_parts_only_of_vehicles(self) -> "PromptsConfig":
+        for group, prompts in self.groups.items():
+            for template in () if group == self.vehicle_group else (*prompts.append, *prompts.rows):
+                if parts := template_parts(template) - {"text"}:
+                    raise ValueError(
+                        f"groups.{group} names {{{min(parts)}}} in '{template}', but only the rows of vehicle_group "
+                        f"('{self.vehicle_group}') have colour, brand and type"
+                    )
+        return self
 
 
 class RelevanceConfig(Frozen):
