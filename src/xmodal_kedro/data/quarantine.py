@@ -35,13 +35,12 @@ class Entry(NamedTuple):
 def build(entries: Iterable[Entry]) -> pd.DataFrame:
     """Make a quarantine table of entries, in their order.
 
-    Keys are made printable: a lone surrogate (the mark of an undecodable byte) and NUL are shown as escapes, so that
-    the table can be stored.
+    Sources and keys are made printable: a lone surrogate (the mark of an undecodable byte) and NUL are shown as
+    escapes, so that the table can be stored.
     """
-    frame = pd.DataFrame(list(entries), columns=COLUMNS)
-    frame["key"] = [str(key).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0") for key in frame["key"]]
+    printable = [e._replace(source=_printable(e.source), key=_printable(e.key)) for e in entries]
     types = dict.fromkeys(COLUMNS, "str") | {"row": "Int64"}
-    return frame.astype(types)
+    return pd.DataFrame(printable, columns=COLUMNS).astype(types)
 
 
 def merge(*tables: pd.DataFrame) -> pd.DataFrame:
@@ -97,3 +96,7 @@ def _describe(entries: pd.DataFrame) -> Iterator[str]:
             yield f"      {place}  {entry.key}"
     if len(found) > REASONS:
         yield f"  and {len(found) - REASONS} more reasons (see the quarantine table)"
+
+
+def _printable(value: str) -> str:
+    return value.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")

@@ -29,7 +29,7 @@ def cut_dev(pairs: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     Returns:
         A table with the same rows in the same order; only `split` differs.
     """
-    in_train = (pairs["split"] == "train").to_numpy()
+    in_train = (pairs["split"] == "train").to_numpy(copy=True)
     train = pairs[in_train]
     if train.empty or (pairs["split"] == "dev").any():
         return pairs.copy()

@@ -134,12 +134,13 @@ CHECKS = (
     _Check(_other_path, "row", "path", "image_id already stands for another path: ids must be unique over all sources"),
     _Check(_other_id, "row", "path", "image already has another image_id: columns.image_id must name images, not rows"),
     _Check(_other_text, "row", "text_id", "text_id already stands for another text of this split"),
-    _Check(_repeated, "duplicate", "image_id", "same image, text and split as an earlier row"),
+    _Check(_repeated, "duplicate", "text_id", "same image, text and split as an earlier row"),
 )
 
 
 def _entries(rows: pd.DataFrame, check: _Check) -> pd.DataFrame:
+    keys = rows[check.key].fillna(rows["image_id"])
     return build(
-        Entry(check.kind, source, row, value, check.reason)
-        for source, row, value in zip(rows["source"], rows["row"], rows[check.key], strict=True)
+        Entry(check.kind, source, row, key, check.reason)
+        for source, row, key in zip(rows["source"], rows["row"], keys, strict=True)
     )

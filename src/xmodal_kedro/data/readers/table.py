@@ -71,9 +71,9 @@ def _separator(reading: Reading, lines: Sequence[str], wanted: Sequence[str]) ->
 def _records(lines: Sequence[str], separator: str, fields: int) -> Iterator[tuple[int, list[str] | None]]:
     """Records below the header with the number of their first line; none for a record whose quote went astray.
 
-    A stray quote swallows the lines up to the next one, or up to the end of the file. Such a record is recognised
-    (it spans lines and has another number of fields than the header, or does not end) and only its first line is given
-    up: reading goes on with the line after it.
+    A stray quote swallows the lines up to the next one, or up to the end of the file. Such a record is recognised (it
+    spans lines, and it does not end, has another number of fields than the header, or text behind a closing quote) and
+    only its first line is given up: reading goes on with the line after it.
     """
     end = len(lines)
     start = 0
@@ -82,19 +82,18 @@ def _records(lines: Sequence[str], separator: str, fields: int) -> Iterator[tupl
         source = (lines[k] if k < end else "\n" for k in range(start, end + 1))
         reader = csv.reader(source, delimiter=separator)
         first = start
-        stray = False
         try:
             for cells in reader:
                 after = start + reader.line_num
-                stray = after > end > first or (after - first > 1 and first > 0 and len(cells) != fields)
-                if stray:
-                    break
+                if after - first > 1 and first > 0:
+                    if after > end or len(cells) != fields:
+                        raise csv.Error("a quote went astray")
+                    list(csv.reader(lines[first:after], delimiter=separator, strict=True))
                 if first > 0 and any(cell.strip() for cell in cells):
                     yield first + 1, cells
                 first = after
-        except csv.Error:  # a field of more than 131 072 characters: a quote that was left open long ago
-            stray = True
-        if not stray:
+        except csv.Error:  # also by csv itself: text behind a closing quote, a field of more than 131 072 characters
+            yield first + 1, None
+            start = first + 1
+        else:
             return
-        yield first + 1, None
-        start = first + 1
