@@ -216,6 +216,8 @@ def test_a_header_bomb_is_refused_before_decoding(limit_of_pillow, monkeypatch):
         (b"<!DOCTYPE html><html><body>404</body></html>", "HTML"),
         (b"\n  <?xml version='1.0'?><svg/>", "HTML or XML"),
         (b"version https://git-lfs.github.com/spec/v1", "no known format"),
+        (b"P5 0 9 255\n", "no known format"),
+        (png_header(0, 5), "no known format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no known format"),
     ],
 )

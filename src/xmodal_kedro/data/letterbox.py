@@ -60,7 +60,6 @@ _DAMAGE = (
     MemoryError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
     Warning,
 )
 
@@ -178,6 +177,8 @@ def _decode(data: bytes, size_hint: int | None, fit: Fit) -> tuple[Image.Image, 
             full_size = image.size
             if full_size[0] * full_size[1] > MAX_PIXELS:
                 raise UndecodableImageError(TOO_LARGE)
+            if min(full_size) < 1:
+                raise UndecodableImageError(DAMAGED)
             if size_hint is not None and image.format in ("JPEG", "MPO"):
                 needed = _inner_size(full_size, size_hint) if fit == "letterbox" else (size_hint, size_hint)
                 image.draft(None, (needed[0] * _DETAIL, needed[1] * _DETAIL))
