@@ -178,6 +178,12 @@ def test_a_broken_pattern_names_its_key(project: Path) -> None:
         group_of(project, "a.jpg;x;", [GroupRule(name="v", text="(")])
 
 
+def test_image_patterns_see_the_name_as_it_was_found(project: Path) -> None:
+    rules = [GroupRule(name="found", image=r"^a\.jpg$")]
+    assert group_of(project, "a;x;", rules) == ["found"]
+    assert group_of(project, "./a.jpg;x;", rules) == ["found"]
+
+
 def test_source_and_column_come_before_the_rules(project: Path) -> None:
     lines = ["image,text,kind", "a.jpg,He,bus"]
     found = read(project, {"train.csv": lines}, RULES, group="kind")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -38,14 +39,13 @@ def assemble(raw: RawRows, reading: Reading, groups: Sequence[GroupRule]) -> Rea
     group_of = _Grouping(reading, groups)
     rows = []
     for pair in raw.pairs:
-        path, image_id, reason = place(pair)
+        name, path, image_id, reason = place(pair)
         if reason is not None:
             bad.append(Entry("row", pair.source, pair.row, path or "", reason))
             continue
-        group = group_of(pair)
+        group = group_of(pair, name)
         if group is None:
-            key = pair.image or pair.text or ""
-            bad.append(Entry("row", pair.source, pair.row, key[:80], NO_GROUP))
+            bad.append(Entry("row", pair.source, pair.row, (name or pair.text or "")[:80], NO_GROUP))
             continue
         text_id = pair.text_id
         if pair.text is not None and text_id is None:
@@ -62,31 +62,41 @@ def pair_table(rows: Iterable[tuple[object, ...]]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(PAIR_COLUMNS, "str") | {"row": "int64"})
 
 
+class _Place(NamedTuple):
+    """Where the image of a row is; all null for a row without one."""
+
+    name: str | None  # relative to the images folder, with its suffix
+    path: str | None
+    image_id: str | None
+    reason: str | None  # why it cannot be used
+
+
 class _FindImages:
-    """Path, id and, where the image cannot be used, the reason; every name is looked up once."""
+    """Finds the images of a source; every name is looked up once."""
 
     def __init__(self, reading: Reading) -> None:
         self._tree = reading.tree
         self._folder = "" if reading.source.images is None else reading.tree.find_folder(reading.source.images).path
         self._found: dict[str, Found] = {}
 
-    def __call__(self, pair: RawPair) -> tuple[str | None, str | None, str | None]:
+    def __call__(self, pair: RawPair) -> _Place:
         if pair.path is not None:
             name = pair.image or pair.path.split("::")[1]
-            return pair.path, pair.image_id or f"{pair.source}/{name}", None
+            return _Place(name, pair.path, pair.image_id or f"{pair.source}/{name}", None)
         if pair.image is None:
-            return None, None, None
+            return _Place(None, None, None, None)
         if pair.image not in self._found:
             self._found[pair.image] = self._tree.find(pair.image, self._folder)
-        found = self._found[pair.image]
-        return found.path, pair.image_id or found.path, found.reason
+        path, reason = self._found[pair.image]
+        return _Place(path.removeprefix(f"{self._folder}/"), path, pair.image_id or path, reason)
 
 
 class _Grouping:
     """The group of a row: of the source, of its group column, of the first rule that matches; none when none does.
 
     A rule matches when each of its patterns is found; a pattern for a side that the row lacks (`image` in a query) is
-    passed over, but one pattern at least must have been looked for. A rule without patterns matches every row.
+    passed over, but one pattern at least must have been looked for. A rule without patterns matches every row. The
+    image's name is searched as it was found: relative to the images folder, with its suffix.
     """
 
     def __init__(self, reading: Reading, groups: Sequence[GroupRule]) -> None:
@@ -106,7 +116,7 @@ class _Grouping:
                         ) from None
             self._rules.append((rule.name, patterns))
 
-    def __call__(self, pair: RawPair) -> str | None:
+    def __call__(self, pair: RawPair, image: str | None) -> str | None:
         if self._fixed is not None:
             return self._fixed
         if pair.group is not None:
@@ -114,7 +124,7 @@ class _Grouping:
         if not self._rules:
             labelled = self._track2 and pair.attributes is not None
             return group_of_attributes(str(pair.attributes)) if labelled else "all"
-        sides = {"image": pair.image, "text": pair.text, "attributes": pair.attributes}
+        sides = {"image": image, "text": pair.text, "attributes": pair.attributes}
         return next((name for name, patterns in self._rules if _matches(patterns, sides)), None)
 
 
