@@ -1,4 +1,4 @@
-"""What surrounds a run: the recipe is checked before anything, the machine before the first node, and a report ends it."""
+"""What surrounds a run: recipe and machine are checked before the first node, and a report ends it."""
 
 from __future__ import annotations
 

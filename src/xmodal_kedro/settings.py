@@ -1,10 +1,10 @@
 """Kedro settings: how recipes are read, and which hooks watch a run."""
 
 from xmodal_kedro.config_loader import BASE, LOCAL, RecipeConfigLoader
-from xmodal_kedro.hooks import PreflightHook, RecipeHook, ReportHook
+from xmodal_kedro.hooks import ProjectHook
 from xmodal_kedro.tracking.hook import TrackingHook
 
-HOOKS = (ReportHook(), TrackingHook(), PreflightHook(), RecipeHook())
+HOOKS = (ProjectHook(), TrackingHook())
 
 CONFIG_LOADER_CLASS = RecipeConfigLoader
 CONFIG_LOADER_ARGS = {

@@ -69,7 +69,7 @@ def read_manifest(directory: Path, kind: str | None = None, *, hashes: bool = Fa
     path = directory / MANIFEST
     if not path.is_file():
         raise BrokenArtifactError(
-            f"{directory} has no {MANIFEST}: it was never finished, or it is not ours. Delete it and run the node again."
+            f"{directory} has no {MANIFEST}: it was never finished, or it is not ours. Delete it, run the node again."
         )
     manifest: dict[str, Any] = json.loads(path.read_text())
     if kind is not None and manifest["kind"] != kind:

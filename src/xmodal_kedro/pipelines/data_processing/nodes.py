@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xmodal_kedro.config.data import DataConfig, ImagesConfig, PromptsConfig, SyntheticConfig

@@ -1,0 +1,62 @@
+"""A small project of its own for tests that run commands: same code and base config, everything small."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+SHARED = REPOSITORY.parent / "shared" / "data"
+Kedro = Callable[..., subprocess.CompletedProcess[str]]
+
+# Small enough for seconds, large enough that what is learned can be told from chance.
+SMALL = {
+    "synthetic.train": 900,
+    "synthetic.val": 160,
+    "synthetic.test": 80,
+    "conv_clip.train.epochs": 3,
+    "vit_bert.train.epochs": 3,
+    "evaluation.bootstrap": 200,
+}
+
+
+def small_parameters(**changes: object) -> str:
+    """The `--params` of a small run."""
+    return "--params=" + ",".join(f"{key}={value}" for key, value in {**SMALL, **changes}.items())
+
+
+def make_project(folder: Path) -> Path:
+    """A project folder with this repository's code and configuration, and no data."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(REPOSITORY / name, folder)
+    shutil.copytree(REPOSITORY / "conf", folder / "conf", ignore=shutil.ignore_patterns("local"))
+    shutil.copytree(REPOSITORY / "notebooks", folder / "notebooks")
+    (folder / "src").symlink_to(REPOSITORY / "src")
+    return folder
+
+
+def run_kedro(project: Path, *arguments: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `kedro ...` in a project folder, and show its output when it fails although it should not."""
+    command = [str(Path(sys.executable).with_name("kedro")), *arguments]
+    # What a developer has set must not leak into the run.
+    inherited = {key: value for key, value in os.environ.items() if key not in ("KEDRO_ENV", "MLFLOW_TRACKING_URI")}
+    result = subprocess.run(command, cwd=project, env={**inherited, **env}, capture_output=True, text=True, timeout=600)
+    if check and result.returncode:
+        raise AssertionError(f"{' '.join(command)} exited with {result.returncode}:\n{result.stdout}\n{result.stderr}")
+    return result
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which the small main job has run once; tests may run more in it, but delete nothing."""
+    project = make_project(tmp_path_factory.mktemp("finished") / "project")
+    result = run_kedro(project, "run", small_parameters())
+    (project / "output.txt").write_text(result.stdout + result.stderr)
+    return project
