@@ -11,7 +11,7 @@ from xmodal_kedro.data.readers.jsonl import read_jsonl
 from xmodal_kedro.data.readers.registry import reads
 from xmodal_kedro.data.readers.rows import RawRows, Reading, SourceError
 from xmodal_kedro.data.readers.table import read_table
-from xmodal_kedro.data.text_files import EncodingError, read_text, split_lines
+from xmodal_kedro.data.text_files import EncodingError, decode, split_lines
 
 
 @reads("folder")
@@ -46,10 +46,14 @@ def read_folder(reading: Reading) -> RawRows:
             rows.add(number, {"image": name}, [])
             continue
         file = posixpath.normpath(posixpath.join(folder, captions[name]))
+        refused = reading.tree.find(file).reason
+        if refused is not None:
+            rows.reject(number, file, refused.replace("image", "captions file"))
+            continue
         try:
-            lines = split_lines(read_text(reading.root / file, source.encoding))
-        except EncodingError as error:
-            rows.reject(number, file, f"captions beside the image are no text: the file {str(error).split(': ', 1)[1]}")
+            lines = split_lines(decode((reading.root / file).read_bytes(), source.encoding))
+        except (EncodingError, OSError) as error:
+            rows.reject(number, file, f"captions file {getattr(error, 'strerror', None) or error}")
             continue
         filled = [(line, text) for line, text in enumerate(lines, start=1) if text.strip()]
         for line, text in filled or [(1, "")]:
