@@ -7,8 +7,9 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 
-from xmodal_kedro.tracking import sink
+from xmodal_kedro.tracking import outage, sink
 from xmodal_kedro.tracking.runs import RUNS_VARIABLE
 from xmodal_kedro.tracking.sink import current_run, metric_sink
 
@@ -17,14 +18,14 @@ class Recorder:
     """Stands for MLflow's client: keeps what it is given, or refuses it."""
 
     batches: list[tuple[str, list[tuple[str, int, float]], dict[str, str]]] = []
-    refuses = False
+    refuses: int | None = None
 
     def __init__(self, tracking_uri: str):
         assert tracking_uri == "sqlite:///somewhere.db"
 
     def log_batch(self, run_id: str, metrics: Any = (), tags: Any = ()) -> None:
-        if Recorder.refuses:
-            raise MlflowException("the server is away")
+        if Recorder.refuses is not None:
+            raise MlflowException("the server is away", Recorder.refuses)
         points = [(metric.key, metric.step, metric.value) for metric in metrics]
         Recorder.batches.append((run_id, points, {tag.key: tag.value for tag in tags}))
 
@@ -43,11 +44,13 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(mlflow, "MlflowClient", Recorder)
     monkeypatch.setattr(Recorder, "batches", [])
-    monkeypatch.setattr(Recorder, "refuses", False)
+    monkeypatch.setattr(Recorder, "refuses", None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///somewhere.db")
     monkeypatch.setenv(RUNS_VARIABLE, json.dumps({"": "parent", "clip_a": "child"}))
     clock = Clock()
     monkeypatch.setattr(sink, "time", clock)
+    monkeypatch.setattr(outage, "time", clock)
+    outage.store_outage.forget()
     return clock
 
 
@@ -106,11 +109,11 @@ def test_a_store_that_is_away_costs_warnings_and_its_numbers_wait(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     with metric_sink() as report:
-        Recorder.refuses = True
+        Recorder.refuses = INTERNAL_ERROR
         for step in range(50):
             report(step, {"loss": 1.0})
             clock.now += 1.0
-        Recorder.refuses = False
+        Recorder.refuses = None
         assert len(caplog.messages) == 1
         assert "the server is away" in caplog.messages[0]
         for step in range(50, 80):
@@ -121,9 +124,20 @@ def test_a_store_that_is_away_costs_warnings_and_its_numbers_wait(
 
 def test_numbers_that_were_never_taken_are_counted(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     with metric_sink() as report:
-        Recorder.refuses = True
+        Recorder.refuses = INTERNAL_ERROR
         report(0, {"a": 1.0, "b": 1.0})
     assert caplog.messages[-1] == "MLflow lacks the last 2 reported numbers."
+
+
+def test_a_run_that_takes_no_more_is_not_asked_again(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    with metric_sink() as report:
+        Recorder.refuses = INVALID_PARAMETER_VALUE
+        for step in range(5):
+            report(step, {"a": 1.0})
+            clock.now += 100.0
+    assert [message for message in caplog.messages if "did not take" in message] == [
+        "MLflow did not take reported numbers: the server is away"
+    ]
 
 
 def test_one_element_tensors_are_numbers(clock: Clock) -> None:

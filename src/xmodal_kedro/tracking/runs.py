@@ -2,29 +2,27 @@
 
 Everything goes through the client with explicit run ids; MLflow's active-run stack is never used, so threads,
 asynchronous saves and worker processes find their run. The ids are exported in an environment variable for processes
-that nodes start. Once a run has begun, a store that fails costs warnings, never the run.
+that nodes start. A store that fails once the parent is there costs warnings, never the run.
 """
 
 import json
-import logging
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from xmodal_kedro.tracking.outage import store_outage
 from xmodal_kedro.tracking.records import MAX_TAG, clean_key, cut
-from xmodal_kedro.tracking.store import PATIENCE, URI_VARIABLE, Store, failures
+from xmodal_kedro.tracking.store import PATIENCE, URI_VARIABLE, Store
 
 RUNS_VARIABLE = "XMODAL_MLFLOW_RUNS"
 PARENT = ""
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 _BATCH = 100  # MLflow's limit for params or tags in one request
-
-logger = logging.getLogger(__name__)
 
 
 class RunTree:
@@ -58,6 +56,7 @@ class RunTree:
         """
         tree = cls(store, {}, tags)
         tree._owner = os.getpid()
+        store_outage.forget()
         tree._create(PARENT, name)
         tree._export({URI_VARIABLE: store.uri, **{key: os.environ.get(key, value) for key, value in PATIENCE.items()}})
         return tree
@@ -88,8 +87,7 @@ class RunTree:
             if member not in self._ids:
                 if not self.is_owner:
                     return self._ids.get(PARENT)
-                with self._forgiving(f"the run of {member}"):
-                    self._create(member, member)
+                store_outage.attempt(f"the run of {member}", partial(self._create, member, member))
             return self._ids.get(member)
 
     def params(self, member: str, params: Mapping[str, str]) -> None:
@@ -122,11 +120,11 @@ class RunTree:
         run_id = self.of(member)
         if run_id is None:
             return
-        with self._forgiving(str(path)):
-            if path.is_dir():
-                self._store.client.log_artifacts(run_id, str(path), f"{folder}/{path.name}")
-            else:
-                self._store.client.log_artifact(run_id, str(path), folder)
+        if path.is_dir():
+            write = partial(self._store.client.log_artifacts, run_id, str(path), f"{folder}/{path.name}")
+        else:
+            write = partial(self._store.client.log_artifact, run_id, str(path), folder)
+        store_outage.attempt(str(path), write)
 
     def data(self, member: str, name: str, digest: str, source: str) -> None:
         """Record a dataset that the run was made from, with the digest of its content."""
@@ -134,31 +132,30 @@ class RunTree:
 
         dataset = Dataset(name=name, digest=digest, source_type="local", source=json.dumps({"uri": source}))
         context = InputTag(key="mlflow.data.context", value="input")
+        used = DatasetInput(dataset=dataset, tags=[context])
         run_id = self.of(member)
         if run_id is not None:
-            with self._forgiving(f"the dataset {name}"):
-                self._store.client.log_inputs(run_id, [DatasetInput(dataset=dataset, tags=[context])])
+            store_outage.attempt(f"the dataset {name}", partial(self._store.client.log_inputs, run_id, [used]))
 
     def end(self, member: str, status: Status) -> None:
         """End a run that is still open; does nothing elsewhere than in the process that began it."""
         with self._lock:
             run_id = self._open.pop(member, None) if self.is_owner else None
         if run_id is not None:
-            with self._forgiving("the status"):
-                self._store.client.set_terminated(run_id, status=status)
+            self._terminate(run_id, status)
 
     def fail(self, member: str) -> None:
         """Mark a member as failed from a worker process, which knows what its owner cannot."""
         run_id = self._ids.get(member)
         if run_id is not None:
-            with self._forgiving("the status"):
-                self._store.client.set_terminated(run_id, status="FAILED")
+            self._terminate(run_id, "FAILED")
 
     def end_all(self, status: Status, members: Mapping[str, Status] | None = None) -> None:
         """End the parent with `status`, and open children with theirs, or with the same where none is given.
 
         A child that a worker process has marked as failed stays so.
         """
+        store_outage.forget()
         for member in [name for name in self._open if name != PARENT]:
             if not self._failed_elsewhere(member):
                 self.end(member, (members or {}).get(member, status))
@@ -176,15 +173,17 @@ class RunTree:
         self._export({RUNS_VARIABLE: json.dumps(self._ids)})
 
     def _failed_elsewhere(self, member: str) -> bool:
-        with self._forgiving("the status"):
-            return bool(self._store.client.get_run(self._open[member]).info.status == "FAILED")
-        return False
+        found = []
+        store_outage.attempt("a question", lambda: found.append(self._store.client.get_run(self._open[member])))
+        return any(run.info.status == "FAILED" for run in found)
+
+    def _terminate(self, run_id: str, status: Status) -> None:
+        store_outage.attempt("the status", partial(self._store.client.set_terminated, run_id, status=status))
 
     def _log(self, member: str, what: str, **batch: Any) -> None:
         run_id = self.of(member)
         if run_id is not None:
-            with self._forgiving(what):
-                self._store.client.log_batch(run_id, **batch)
+            store_outage.attempt(what, partial(self._store.client.log_batch, run_id, **batch))
 
     def _export(self, variables: Mapping[str, str]) -> None:
         for key, value in variables.items():
@@ -198,13 +197,6 @@ class RunTree:
             else:
                 os.environ[key] = value
         self._environment.clear()
-
-    @contextmanager
-    def _forgiving(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except failures() as error:
-            logger.warning("MLflow did not take %s: %s", what, str(error).splitlines()[0])
 
 
 def _batches(items: list, size: int) -> Iterator[list]:

@@ -16,18 +16,20 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextvars import ContextVar
+from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from xmodal_kedro.tracking.outage import store_outage
 from xmodal_kedro.tracking.records import clean_key
 from xmodal_kedro.tracking.runs import PARENT, RUNS_VARIABLE
-from xmodal_kedro.tracking.store import URI_VARIABLE, failures
+from xmodal_kedro.tracking.store import URI_VARIABLE
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, RunTag
 
 INTERVAL = 1.0  # seconds between writes
-RETRY = 60.0  # seconds until the next try after a write failed
 _BATCH = 1000  # MLflow's limit for metrics in one request
 _KEPT = 100_000  # numbers that wait while a store fails; older ones are dropped
 
@@ -104,21 +106,20 @@ class MetricSink:
         """Write what has been reported so far."""
         with self._lock:
             if self._metrics or self._tags:
+                store_outage.forget()
                 self._write()
             if self._metrics:
                 logger.warning("MLflow lacks the last %d reported numbers.", len(self._metrics))
 
     def _write(self) -> None:
         self._next_write = time.monotonic() + INTERVAL
-        if self._run_id is None:
-            return
-        try:
-            while self._metrics or self._tags:
-                batch = [self._metrics[index] for index in range(min(_BATCH, len(self._metrics)))]
-                self._client.log_batch(self._run_id, metrics=batch, tags=self._tags)
-                self._tags = []
-                for _ in batch:
-                    self._metrics.popleft()
-        except failures() as error:
-            self._next_write = time.monotonic() + RETRY
-            logger.warning("MLflow did not take reported numbers: %s", str(error).splitlines()[0])
+        while self._run_id is not None and (self._metrics or self._tags):
+            batch = list(islice(self._metrics, _BATCH))
+            write = partial(self._client.log_batch, self._run_id, metrics=batch, tags=self._tags)
+            if not store_outage.attempt("reported numbers", write):
+                if not store_outage.holds:
+                    self._run_id = None  # refused, as for a run that somebody deleted: no use to try again
+                return
+            self._tags = []
+            for _ in batch:
+                self._metrics.popleft()

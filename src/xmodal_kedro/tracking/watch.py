@@ -6,6 +6,8 @@ import threading
 import time
 from typing import Any
 
+from xmodal_kedro.tracking.outage import store_outage
+
 MEBIBYTE = 2**20
 _MEMORY_INTERVAL = 0.2  # seconds between looks at the process's memory
 _SHORTEST, _LONGEST = 1.0, 30.0  # seconds between samples of the system metrics
@@ -62,7 +64,7 @@ class NodeWatch:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         with _monitored_lock:
-            if self._run_id in _monitored:
+            if self._run_id in _monitored or store_outage.holds:
                 return None
             _monitored.add(self._run_id)
         monitor = SystemMetricsMonitor(
