@@ -1,4 +1,4 @@
-"""Ranks, top tables and relevance by loops over the definition; scores as exact fractions, so that ties are real ties."""
+"""Ranks and top tables by loops over the definition; scores as exact fractions, so that ties are real ties."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def count_by_passes(tile: Tile, thresholds: Tensor, exact: ExactScores, *, ties:
     for slot in range(thresholds.shape[1]):
         threshold = thresholds[:, slot : slot + 1].float()  # [B, 1]
         above, below = threshold + tile.noise, threshold - tile.noise  # [B, 1] or [B, G]
-        counts[:, slot] = (tile.scores > above).sum(1)
-        unsure = ((tile.scores >= below).sum(1) != counts[:, slot]).nonzero()[:, 0]
+        counts[:, slot] = (tile.scores > above).sum(1, dtype=torch.int32)
+        unsure = ((tile.scores >= below).sum(1, dtype=torch.int32) != counts[:, slot]).nonzero()[:, 0]
         if len(unsure) == 0:
             continue
         scores = tile.scores[unsure]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 FP32_ROUNDING = 2.0**-24  # relative error of one fp32 operation
+MANY = 1 << 16  # exact scores at once; above it, it pays to look for pairs that occur twice
 
 
 class Tile(NamedTuple):
@@ -105,6 +107,14 @@ class EmbeddingScores:
 
     def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
         """Exact inner products: each product of two fp32 numbers fits fp64, and the sum is a fixed binary tree."""
+        if len(queries) > MANY:  # only where much is in doubt, most often because vectors repeat: each product once
+            keys, same = (self._distinct[0][queries] * self.shape[1] + self._distinct[1][gallery]).unique(
+                return_inverse=True
+            )
+            return self._products(keys // self.shape[1], keys % self.shape[1])[same]
+        return self._products(queries, gallery)
+
+    def _products(self, queries: Tensor, gallery: Tensor) -> Tensor:
         at_once = max(1, (1 << 19 if self.device.type == "cpu" else 1 << 25) // max(1, self.queries.shape[1]))
         found = torch.empty(len(queries), dtype=torch.float64, device=self.device)
         for start in range(0, len(queries), at_once):
@@ -112,6 +122,10 @@ class EmbeddingScores:
             left, right = self.queries[queries[part]].double(), self.gallery[gallery[part]].double()
             found[part] = _tree_sum(left.mul_(right))
         return found
+
+    @cached_property
+    def _distinct(self) -> tuple[Tensor, Tensor]:
+        return _first_of_same(self.queries), _first_of_same(self.gallery)
 
 
 class MatrixScores:
@@ -243,6 +257,20 @@ def _tree_sum(terms: Tensor) -> Tensor:
             terms[:, 0] += terms[:, -1]
         terms = terms[:, :half] + terms[:, half : 2 * half]
     return terms[:, 0] if terms.shape[1] else terms.new_zeros(len(terms))
+
+
+def _first_of_same(vectors: Tensor) -> Tensor:
+    """For each row [N, D] the first row with the same bits, [N]; found by a hash, then compared."""
+    n, d = vectors.shape
+    factors = torch.randint(-(2**62), 2**62, (d,), generator=torch.Generator().manual_seed(0)).to(vectors.device)
+    keys = torch.cat([(part.view(torch.int32).long() * factors).sum(1) for part in vectors.split(1024)])
+    own = torch.arange(n, device=vectors.device)
+    names, group = keys.unique(return_inverse=True)
+    first = own.new_full((len(names),), n).scatter_reduce_(0, group, own, "amin")[group]
+    same = torch.cat(
+        [(vectors[i] == vectors[j]).all(1) for i, j in zip(own.split(1024), first.split(1024), strict=True)]
+    )
+    return torch.where(same, first, own)
 
 
 def _matrix(values: Tensor | np.ndarray, name: str, device: torch.device | str) -> Tensor:

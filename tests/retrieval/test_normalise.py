@@ -1,0 +1,93 @@
+"""Every registered normalisation equals its formula, streams, keeps the order of a row and survives constant rows."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.reference import normalise as reference
+
+from xmodal_kedro.retrieval import normalise as module
+from xmodal_kedro.retrieval.normalise import NORMALISATIONS, normalisation, normalised, row_statistics
+from xmodal_kedro.retrieval.rank import rank
+from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, WeightedScores
+
+torch.set_num_threads(1)
+
+
+def unit(rng, n: int, d: int) -> np.ndarray:
+    vectors = rng.standard_normal((n, d))
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def values(source) -> np.ndarray:
+    n, m = source.shape
+    return source.pairs(torch.arange(n).repeat_interleave(m), torch.arange(m).repeat(n)).view(n, m).numpy()
+
+
+@pytest.mark.parametrize("name", sorted(NORMALISATIONS))
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 9), st.sampled_from([0.05, 1.0]))
+def test_equals_the_formula(name, seed, n, m, temperature):
+    scores = np.random.default_rng(seed).normal(0.3, 0.2, size=(n, m)).astype(np.float32)
+    scores[0] = scores[0, 0]  # a constant row
+    found = values(normalised(MatrixScores(scores), name, temperature))
+    expected = [reference.row(name, row.tolist(), temperature) for row in scores]
+    assert np.allclose(found, expected, rtol=1e-6, atol=1e-7)
+    assert (np.argsort(found, axis=1, kind="stable") == np.argsort(scores, axis=1, kind="stable")).all()
+
+
+@pytest.mark.parametrize("name", sorted(NORMALISATIONS))
+def test_streams_over_uneven_tiles(name, monkeypatch):
+    rng = np.random.default_rng(0)
+    source = EmbeddingScores(unit(rng, 23, 12), unit(rng, 41, 12))
+    whole = values(normalised(source, name, 0.05))
+    monkeypatch.setattr(module, "STATISTICS_TILE", (5, 7))
+    assert np.allclose(values(normalised(source, name, 0.05)), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_of_rows_with_a_large_offset():
+    scores = np.random.default_rng(1).normal(1000.0, 0.5, size=(3, 5000)).astype(np.float32)
+    of, wide = row_statistics(MatrixScores(scores)), scores.astype(np.float64)
+    assert np.allclose(of.std, wide.std(1), rtol=1e-9)
+    assert np.allclose(of.mean, wide.mean(1), rtol=1e-12)
+    assert np.allclose(of.l2, np.sqrt((wide**2).sum(1)), rtol=1e-12)
+    assert np.array_equal(of.minimum, wide.min(1))
+    assert np.array_equal(of.maximum, wide.max(1))
+    assert np.allclose(of.log_sum_exp, np.log(np.exp(wide - 1000).sum(1)) + 1000, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(NORMALISATIONS))
+def test_a_member_that_collapsed_does_not_disturb_the_mixture(name):
+    rng = np.random.default_rng(2)
+    good = EmbeddingScores(unit(rng, 9, 8), unit(rng, 20, 8))
+    same = np.full((20, 300), 0.05773, dtype=np.float32)
+    collapsed = EmbeddingScores(same[:9], same)
+    mixed = WeightedScores([normalised(good, name, 0.1), normalised(collapsed, name, 0.1)], [0.5, 0.5])
+    alone = rank(normalised(good, name, 0.1), None, 20)
+    assert np.array_equal(rank(mixed, None, 20).top_rows, alone.top_rows)
+
+
+def test_first_place_formula():
+    rng = np.random.default_rng(3)
+    matrices = [rng.normal(size=(4, 6)).astype(np.float32) for _ in range(4)]
+    mixed = WeightedScores([normalised(MatrixScores(matrix), "row_l2") for matrix in matrices], [0.25] * 4)
+    rows, columns = 4, 6
+    for row in range(rows):
+        for column in range(columns):
+            terms = [
+                matrix[row, column] / np.sqrt(np.sum(np.square(matrix[row], dtype=np.float64))) for matrix in matrices
+            ]
+            assert values(mixed)[row, column] == pytest.approx(sum(terms) / 4, rel=1e-6)
+
+
+def test_errors_name_the_key():
+    source = MatrixScores(np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="no normalisation 'l2'; there are: none, row_l2"):
+        normalised(source, "l2")
+    with pytest.raises(ValueError, match="temperature must be above zero"):
+        normalised(source, "softmax", 0.0)
+    with pytest.raises(ValueError, match="gallery is empty"):
+        normalised(MatrixScores(np.zeros((2, 0))), "zscore")
+    with pytest.raises(ValueError, match="'zscore' is registered twice"):
+        normalisation("zscore")(lambda source, temperature: source)
