@@ -63,6 +63,24 @@ def test_images_that_share_an_id_or_a_path_stay_together() -> None:
     assert cut.loc[[0, 39], "split"].nunique() == 1
 
 
+@pytest.mark.parametrize("unit", ["attributes", "text"])
+def test_a_group_can_be_cut_by_attributes_or_text(unit: str) -> None:
+    people = table(120, captions=1, group="pedestrian").assign(**{unit: [str(n // 3) for n in range(120)]})
+    cars = table(60, captions=1, group="vehicle").assign(**{unit: "the same for all"})
+    pairs = pd.concat([people, cars], ignore_index=True)
+    cut = cut_dev(pairs.assign(attributes=pairs.get("attributes")), 0.2, 0, {"pedestrian": unit})
+    assert cut[cut["group"] == "pedestrian"].groupby(unit)["split"].nunique().max() == 1
+    dev = cut[cut["split"] == "dev"].groupby("group").size()
+    assert dev.to_dict() == {"pedestrian": 24, "vehicle": 12}  # the vehicles are still cut by image
+
+
+def test_a_unit_that_is_larger_than_the_share_does_not_empty_train() -> None:
+    pairs = table(10, captions=1).assign(attributes=["a"] * 9 + ["b"])
+    cut = cut_dev(pairs, 0.1, 0, {"all": "attributes"})
+    assert cut.groupby("attributes")["split"].nunique().max() == 1
+    assert set(cut["split"]) == {"train", "dev"}
+
+
 @pytest.mark.parametrize(("images", "dev"), [(1, 0), (2, 1), (3, 1), (9, 1)])
 def test_small_groups_keep_both_sides(images: int, dev: int) -> None:
     assert len(dev_images(cut_dev(table(images), 0.1, 0))) == dev

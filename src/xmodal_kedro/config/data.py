@@ -9,6 +9,7 @@ from xmodal_kedro.config.frozen import Frozen
 
 Split = Literal["train", "dev", "val", "test"]
 SourceFormat = Literal["table", "jsonl", "track2", "parquet", "folder", "queries"]
+DevUnit = Literal["image", "attributes", "text"]
 RelevanceMode = Literal["id", "text", "attribute_text", "attribute_inclusion"]
 
 
@@ -75,7 +76,10 @@ class DataConfig(Frozen):
     root: str
     sources: list[Source] = Field(min_length=1)
     groups: list[GroupRule] = []
-    dev_share: float = Field(0.1, gt=0.0, lt=0.9, description="of the train images, cut by image, for every choice")
+    dev_share: float = Field(0.1, gt=0.0, lt=0.9, description="of the train images, for every choice")
+    dev_by: dict[str, DevUnit] = Field(
+        {}, description="per group, what is never on both sides of that cut besides an image: equal attributes or texts"
+    )
     seed: int = 0
     max_bad_share: float = Field(0.05, ge=0.0, le=1.0, description="of rows and of images; above it the run fails")
 

@@ -58,7 +58,7 @@ def clean_pairs(
     rows = len(raw_pairs) + int((row_quarantine["kind"] == "row").sum())
     check_share(quarantine, rows, raw_pairs["image_id"].nunique(), data.max_bad_share)
     readable = raw_pairs[~raw_pairs["path"].isin(image_quarantine["key"])]
-    pairs = cut_dev(readable, data.dev_share, data.seed)
+    pairs = cut_dev(readable, data.dev_share, data.seed, data.dev_by)
     for (split, group), rows_of in pairs.groupby(["split", "group"], sort=False):
         images, texts = rows_of["image_id"].nunique(), rows_of["text_id"].nunique()
         log.info("%-5s %-10s %6d images %6d texts", split, group, images, texts)
