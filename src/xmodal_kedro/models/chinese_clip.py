@@ -144,14 +144,12 @@ def learn_vocabulary(texts: Iterable[str], limit: int) -> list[str]:
     for word, count in words.items():
         for position, character in enumerate(word):
             characters[character if position == 0 else f"##{character}"] += count
-    ranked = [
-        sorted(counts, key=lambda token, counts=counts: (-counts[token], token)) for counts in (characters, words)
-    ]
-    return list(dict.fromkeys([*SPECIAL, *ranked[0], *ranked[1]]))[:limit]
+    ranked = [*_by_frequency(characters), *_by_frequency(words)]
+    return list(dict.fromkeys([*SPECIAL, *ranked]))[:limit]
 
 
 def _by_frequency(counts: Counter[str]) -> list[str]:
-    return [token for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    return [token for _, token in sorted((-count, token) for token, count in counts.items())]
 
 
 def _features(output: Any) -> Tensor:
@@ -163,7 +161,8 @@ def _features(output: Any) -> Tensor:
 def _read_vocabulary(file: Path) -> list[str]:
     if not file.is_file():
         raise ArchitectureError(f"backbone.architecture.vocabulary: there is no file {file.absolute()}")
-    vocabulary = file.read_text(encoding="utf-8").splitlines()
+    with file.open(encoding="utf-8") as lines:  # not splitlines(): some tokens are separators of other kinds
+        vocabulary = [line.rstrip("\n") for line in lines]
     if missing := [token for token in SPECIAL if token not in vocabulary]:
         raise ArchitectureError(f"backbone.architecture.vocabulary: {file} is no BERT vocabulary, it lacks {missing}")
     return vocabulary

@@ -189,10 +189,11 @@ class OpenClip(Backbone):
         text = self._text
         if self._hf:
             names = arch_dict[text.config.model_type]["config_names"]
-            inner = getattr(text.transformer, "encoder", text.transformer)
-            head = [part for part in (getattr(text.transformer, "pooler", None), text.proj) if part is not None]
-            layers = getattr(inner, names["layer_attr"])
-            return [[getattr(text.transformer, names["token_embeddings_attr"])], *([layer] for layer in layers), head]
+            embeddings = getattr(text.transformer, names.get("token_embeddings_attr", "embeddings"))
+            layers = getattr(getattr(text.transformer, "encoder", text.transformer), names.get("layer_attr", "layer"))
+            pooler = getattr(text.transformer, "pooler", None)
+            head = [part for part in (pooler, text.proj) if part is not None]
+            return [[embeddings], *([layer] for layer in layers), head]
         *blocks, last = text.transformer.resblocks
         class_token = getattr(text, "cls_emb", None)
         return [
