@@ -1,0 +1,260 @@
+"""All that is missing is said at once, with the key, the place and the fix; what is there raises nothing."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import constants
+from PIL import Image
+from safetensors.numpy import save_file
+
+from xmodal_kedro.config.data import Columns, DataConfig, ImagesConfig, Source
+from xmodal_kedro.config.ensemble import RuntimeConfig
+from xmodal_kedro.config.member import BackboneConfig, MemberConfig, TrainConfig
+from xmodal_kedro.data.preflight import GIB, PreflightError, Report, check
+
+IMAGES = ImagesConfig(size=32, workers=1)
+
+
+def member(weights: str | None) -> MemberConfig:
+    return MemberConfig(
+        backbone=BackboneConfig(name="open_clip", weights=weights), train=TrainConfig(epochs=1, batch_size=2, lr=1e-4)
+    )
+
+
+def checked(project: Path, data: DataConfig | None = None, drawn: Path | None = None, **options: object) -> Report:
+    settings = {"images": IMAGES, "members": {}, "runtime": RuntimeConfig(device="cpu"), **options}
+    return check(data, project=project, drawn=drawn, **settings)
+
+
+@pytest.fixture(autouse=True)
+def _machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine with room for everything, and an empty cache."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=512 * GIB))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Data of three formats, and weights in a directory."""
+    raw = tmp_path / "project" / "raw"
+    (raw / "photos" / "deep").mkdir(parents=True)
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    for name in ("a.png", "b.PNG", "deep/c.png", "notes.txt"):
+        (raw / "photos" / name).write_bytes(file.getvalue())
+    (raw / "train.csv").write_text("image,text\na.png,a\n")
+    pq.write_table(pa.table({"jpg": [file.getvalue()] * 7}), raw / "shard-0.parquet")
+    (raw / "queries.txt").write_text("who\n")
+    weights = tmp_path / "project" / "weights" / "clip"
+    weights.mkdir(parents=True)
+    save_file({"a": np.zeros((1000, 100), np.float16), "b": np.zeros(24, np.float32)}, weights / "weights.safetensors")
+    (weights / "config.json").write_text("{}")
+    return tmp_path / "project"
+
+
+def whole_data() -> DataConfig:
+    return DataConfig(
+        root="raw",
+        sources=[
+            Source(split="train", format="table", file="train.csv", images="photos"),
+            Source(split="val", format="folder", images="photos"),
+            Source(split="val", format="parquet", file="shard-*.parquet", columns=Columns(bytes="jpg")),
+            Source(split="test", format="queries", file="queries.txt"),
+        ],
+    )
+
+
+def test_nothing_is_said_when_nothing_is_missing(project):
+    report = checked(project, whole_data(), members={"clip": member("weights/clip"), "small": member(None)})
+    assert report.problems == []
+    assert report.warnings == []
+    report.raise_if_failed()
+
+
+def test_a_run_that_reads_no_data_needs_none(project):
+    assert checked(project, None).problems == []
+
+
+def test_every_problem_is_in_the_one_error(project):
+    (project / "raw/empty.csv").touch()
+    (project / "raw/pointer.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (project / "raw/no_photos").mkdir()
+    (project / "weights/nothing").mkdir()
+    data = DataConfig(
+        root="raw",
+        sources=[
+            Source(split="train", format="table", file="trains.csv", images="photo"),
+            Source(split="train", format="table", file="empty.csv", images="no_photos"),
+            Source(split="val", format="parquet", file="none-*.parquet"),
+            Source(split="val", format="parquet", file="pointer.parquet"),
+            Source(split="test", format="queries", file="photos"),
+        ],
+    )
+    members = {"one": member("weights/clap"), "two": member("weights/nothing"), "three": member("./nowhere")}
+    report = checked(project, data, members=members, runtime=RuntimeConfig(device="mps"))
+    with pytest.raises(PreflightError) as failure:
+        report.raise_if_failed()
+    message = str(failure.value)
+    for expected in (
+        f"data.sources[0].file: there is no file {project}/raw/trains.csv (did you mean 'train.csv'?)",
+        f"data.sources[0].images: there is no folder {project}/raw/photo (did you mean 'photos'?)",
+        "data.sources[1].file: " + f"{project}/raw/empty.csv is empty",
+        f"data.sources[1].images: {project}/raw/no_photos holds no images",
+        "data.sources[2].file: nothing matches 'none-*.parquet'",
+        f"data.sources[3].file: {project}/raw/pointer.parquet is only a Git LFS pointer",
+        f"data.sources[4].file: there is no file {project}/raw/photos",
+        f"one.backbone.weights: there is no directory {project}/weights/clap (did you mean 'clip'?)",
+        f"two.backbone.weights: {project}/weights/nothing holds no weights",
+        f"two.backbone.weights: {project}/weights/nothing holds no config",
+        "three.backbone.weights: there is no directory",
+        "runtime.device: 'mps' is no device",
+    ):
+        assert expected in message
+    assert len(report.problems) == message.count("\n- ") == 12
+
+
+def test_a_missing_root_is_one_problem(project):
+    data = whole_data().model_copy(update={"root": "data/nowhere"})
+    (problem,) = checked(project, data).problems
+    assert f"data.root: there is no folder {project}/data/nowhere" in problem
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_will_be_drawn_may_be_missing(project, there):
+    drawn = project / "data" / "synthetic"
+    if there:
+        drawn.mkdir(parents=True)
+    data = DataConfig(
+        root="data/synthetic", sources=[Source(split="train", format="track2", file="a.txt", images="train")]
+    )
+    assert checked(project, data, drawn).problems == []
+    assert checked(project, data, project / "data" / "elsewhere").problems != []
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_hub_id_that_is_not_cached_is_a_problem_only_offline(project, monkeypatch, offline):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    report = checked(project, members={"big": member("laion/CLIP-big")})
+    said, silent = (report.problems, report.warnings) if offline else (report.warnings, report.problems)
+    assert silent == []
+    (line,) = said
+    assert "big.backbone.weights: 'laion/CLIP-big' is not in the local cache" in line
+
+
+def test_a_cached_hub_id_is_found_without_network(project, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cached = Path(constants.HF_HUB_CACHE) / "models--laion--CLIP-big"
+    (cached / "snapshots").mkdir(parents=True)
+    assert checked(project, members={"big": member("laion/CLIP-big")}).problems
+    shutil.copytree(project / "weights/clip", cached / "snapshots/0123")
+    report = checked(project, members={"big": member("laion/CLIP-big")})
+    assert report == Report()
+
+
+@pytest.mark.parametrize("scheme", ["hf-hub:laion/CLIP-big", "laion/CLIP/big", "weights/CLIP-big"])
+def test_what_is_neither_hub_id_nor_directory_is_a_problem(project, scheme):
+    (problem,) = checked(project, members={"big": member(scheme)}).problems
+    assert "there is no directory" in problem
+    assert ("owner/name" in problem) == scheme.startswith("hf-hub:")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, -1])
+def test_weights_that_were_cut_short_are_found(project, keep):
+    file = project / "weights/clip/weights.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    (problem,) = checked(project, members={"clip": member("weights/clip")}).problems
+    assert f"clip.backbone.weights: {file} is cut short" in problem
+
+
+def test_a_weight_pointer_is_named(project):
+    file = project / "weights/clip/weights.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    (problem,) = checked(project, members={"clip": member("weights/clip")}).problems
+    assert "git lfs pull" in problem
+
+
+def test_disk_counts_each_image_once_and_each_checkpoint(project, monkeypatch):
+    # 3 photos in a folder that two sources share, 7 in the shard, of 32 x 32 x 3 bytes; 100 024 parameters in fp32.
+    needed = 10 * 3072 + 400_096
+    options = {"members": {"clip": member("weights/clip")}}
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=needed))
+    assert checked(project, whole_data(), **options).problems == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=needed - 1))
+    (problem,) = checked(project, whole_data(), **options).problems
+    assert "disk: 10 packed images and 1 checkpoints" in problem
+    store = project / IMAGES.store / "0123"
+    store.mkdir(parents=True)
+    (store / "MANIFEST.json").touch()
+    report = checked(project, whole_data(), **options)
+    assert report.problems == []
+    assert "disk: " in report.warnings[0]
+
+
+def test_shards_of_weights_add_up_and_copies_do_not(project, monkeypatch):
+    folder = project / "weights/clip"
+    for name in ("copy", "model-00001-of-00002", "model-00002-of-00002"):
+        shutil.copy(folder / "weights.safetensors", folder / f"{name}.safetensors")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=800_192))
+    assert checked(project, members={"clip": member("weights/clip")}).problems == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=800_191))
+    assert checked(project, members={"clip": member("weights/clip")}).problems != []
+
+
+def test_memory_is_a_problem_only_when_the_weights_do_not_fit(project, monkeypatch):
+    def with_memory(available: int, **options: object) -> Report:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+        return checked(project, members={"clip": member("weights/clip")}, **options)
+
+    base = 3 * GIB // 2
+    assert with_memory(base + 16 * 100_024) == Report()
+    little = with_memory(base + 16 * 100_024 - 1)
+    assert little.problems == []
+    assert "training clip on the CPU" in little.warnings[0]
+    assert "memory: the weights of clip" in with_memory(base).problems[0]
+    packing = with_memory(2 * GIB, data=whole_data(), images=ImagesConfig(size=32, workers=8))
+    assert "Lower images.workers" in packing.warnings[0]
+
+
+def test_a_gpu_that_is_not_there_is_named(project, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "torch sees no GPU" in checked(project, runtime=RuntimeConfig(device="cuda")).problems[0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert checked(project, runtime=RuntimeConfig(device="cuda")).problems == []
+    assert checked(project, runtime=RuntimeConfig(device="cuda:0")).problems == []
+    assert "the last GPU is cuda:0" in checked(project, runtime=RuntimeConfig(device="cuda:1")).problems[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_a_problem(project):
+    project.chmod(0o555)
+    try:
+        assert any("cannot be written" in problem for problem in checked(project).problems)
+    finally:
+        project.chmod(0o755)
+
+
+def test_a_check_without_gpu_imports_no_torch(tmp_path):
+    code = (
+        "import sys, pathlib\n"
+        "from xmodal_kedro.data.preflight import check\n"
+        "from xmodal_kedro.config.data import ImagesConfig\n"
+        "from xmodal_kedro.config.ensemble import RuntimeConfig\n"
+        f"check(None, ImagesConfig(size=8), {{}}, RuntimeConfig(), pathlib.Path({str(tmp_path)!r}), None)\n"
+        "print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
