@@ -23,7 +23,9 @@ def contrastive_loss(
     def one_direction(queries: Tensor, items: Tensor, row: int) -> Tensor:
         logits = [scale * (queries[row] * items[column]).sum() for column in range(size)]
         total = sum(torch.exp(logit) for logit in logits)
-        positives = [column for column in range(size) if column == row or (keys is not None and keys[column] == keys[row])]
+        positives = [
+            column for column in range(size) if column == row or (keys is not None and keys[column] == keys[row])
+        ]
         loss = torch.zeros((), dtype=image.dtype)
         for column in range(size):
             target = (1.0 - label_smoothing) / len(positives) if column in positives else 0.0
@@ -33,5 +35,5 @@ def contrastive_loss(
 
     pairs = [one_direction(image, text, row) + one_direction(text, image, row) for row in range(size)]
     kept = max(1, floor((1 - Fraction(str(truncation))) * size))  # in exact decimals: a part of a pair is not kept
-    pairs = sorted(pairs, key=float)[:kept]
+    pairs = sorted(pairs, key=Tensor.item)[:kept]
     return sum(pairs) / len(pairs) / 2
