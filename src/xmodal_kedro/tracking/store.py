@@ -6,7 +6,8 @@ Importing this module does not import MLflow: that takes seconds, and only a pip
 import os
 import re
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +16,13 @@ from kedro.config import AbstractConfigLoader, MissingConfigException
 from pydantic import Field, ValidationError
 
 from xmodal_kedro.config.frozen import Frozen
+from xmodal_kedro.tracking import database
+from xmodal_kedro.tracking.database import SQLITE, sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
-SQLITE = "sqlite:///"
 
 # A server that went away must cost a run seconds, not the minutes of MLflow's own settings.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -78,7 +80,7 @@ def tracking_uri(config: TrackingConfig, project: Path) -> str:
     A relative sqlite path is taken from the project's root, so that every working directory and process means one file.
     """
     uri = os.environ.get(URI_VARIABLE) or config.tracking_uri or f"{SQLITE}mlflow.db"
-    file = _sqlite_file(uri)
+    file = sqlite_file(uri)
     if file is not None and not file.is_absolute():
         uri = SQLITE + (project / file).as_posix()
     return uri
@@ -110,21 +112,27 @@ def connect(uri: str, experiment: str, project: Path) -> Store:
     Raises:
         TrackingError: Naming the URI, the reason, and how to switch tracking off.
     """
-    # Read by MLflow when it is imported; its first look at a new database logs every migration otherwise.
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    from mlflow import MlflowClient
+    with _explained(uri):
+        prepare(uri, project)
+        from mlflow import MlflowClient
 
-    try:
-        _check_sqlite(uri)
         client = MlflowClient(tracking_uri=uri)
         experiment_id = _experiment(client, experiment, None if is_server(uri) else artifact_root(project))
-    except failures() as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise TrackingError(
-            f"MLflow cannot be used at {redacted(uri)}: {redacted(reason)}. Correct ${URI_VARIABLE} or 'tracking_uri' "
-            "in conf/base/mlflow.yml, start the server if it is one, or set 'enabled: false' there to run untracked."
-        ) from None
     return Store(client, experiment_id, uri)
+
+
+def prepare(uri: str, project: Path) -> None:
+    """Create the database of a sqlite URI if it is not there; other stores are left to themselves.
+
+    Raises:
+        TrackingError: As `connect`.
+    """
+    # Read by MLflow when it is imported; it logs every step of a database's creation otherwise.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    file = sqlite_file(uri)
+    if file is not None:
+        with _explained(uri):
+            database.prepare(file, artifact_root(project))
 
 
 def failures() -> tuple[type[BaseException], ...]:
@@ -133,6 +141,18 @@ def failures() -> tuple[type[BaseException], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return MlflowException, SQLAlchemyError, sqlite3.Error, OSError
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except failures() as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise TrackingError(
+            f"MLflow cannot be used at {redacted(uri)}: {redacted(reason)}. Correct ${URI_VARIABLE} or 'tracking_uri' "
+            "in conf/base/mlflow.yml, start the server if it is one, or set 'enabled: false' there to run untracked."
+        ) from None
 
 
 def _experiment(client: "MlflowClient", name: str, artifacts: str | None) -> str:
@@ -151,21 +171,3 @@ def _experiment(client: "MlflowClient", name: str, artifacts: str | None) -> str
     if found is None or found.lifecycle_stage != "active":
         raise MlflowException(f"the experiment '{name}' was deleted: restore it, or choose another name in mlflow.yml")
     return str(found.experiment_id)
-
-
-def _check_sqlite(uri: str) -> None:
-    """Fail at once where MLflow would try for minutes to open a database that cannot be opened or written."""
-    file = _sqlite_file(uri)
-    if file is None:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(file, timeout=20)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("PRAGMA schema_version").fetchone()
-
-
-def _sqlite_file(uri: str) -> Path | None:
-    path = uri.removeprefix(SQLITE)
-    if path == uri or path in ("", ":memory:"):
-        return None
-    return Path(path.partition("?")[0])

@@ -24,6 +24,7 @@ from xmodal_kedro.tracking.store import (
     TrackingError,
     artifact_root,
     is_server,
+    prepare,
     read_config,
     redacted,
     tracking_uri,
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"The runs are on a server, which has its own pages: {redacted(uri)}")
             return 0
         _check_port(options.host, options.port)
+        prepare(uri, project)
         return serve(uri, project, options.host, options.port)
     except TrackingError as error:
         print(error, file=sys.stderr)
