@@ -20,8 +20,8 @@ SMALL = {
     "synthetic.train": 900,
     "synthetic.val": 160,
     "synthetic.test": 80,
-    "conv_clip.train.epochs": 3,
-    "vit_bert.train.epochs": 3,
+    "vit.train.epochs": 3,
+    "resnet.train.epochs": 3,
     "evaluation.bootstrap": 200,
 }
 
@@ -38,7 +38,8 @@ def make_project(folder: Path) -> Path:
         shutil.copy(REPOSITORY / name, folder)
     shutil.copytree(REPOSITORY / "conf", folder / "conf", ignore=shutil.ignore_patterns("local"))
     shutil.copytree(REPOSITORY / "notebooks", folder / "notebooks")
-    (folder / "src").symlink_to(REPOSITORY / "src")
+    # Kedro wants the sources below the project; a link would lead out of it.
+    shutil.copytree(REPOSITORY / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 

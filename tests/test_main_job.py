@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from tests.conftest import make_project, run_kedro, small_parameters
 
-MEMBERS = ["conv_clip", "vit_bert"]
+MEMBERS = ["vit", "resnet"]
 
 
 def versions(project: Path, dataset: str) -> list[Path]:
@@ -105,20 +105,20 @@ def test_a_second_run_keeps_the_old_versions_and_load_versions_reproduces(finish
     before = {member: versions(project, f"{member}/checkpoint") for member in MEMBERS}
     (old_metrics,) = versions(project, "ensemble/metrics.csv")
     old = (old_metrics / "metrics.csv").read_bytes()
-    run_kedro(project, "run", small_parameters(**{"conv_clip.train.seed": 1}), "--namespaces=conv_clip")
-    assert versions(project, "conv_clip/checkpoint")[:-1] == before["conv_clip"]
-    assert versions(project, "vit_bert/checkpoint") == before["vit_bert"]
+    run_kedro(project, "run", small_parameters(**{"vit.train.seed": 1}), "--namespaces=vit")
+    assert versions(project, "vit/checkpoint")[:-1] == before["vit"]
+    assert versions(project, "resnet/checkpoint") == before["resnet"]
 
     run_kedro(project, "run", "--pipelines=ensemble", small_parameters())
     assert latest(project, "ensemble/metrics.csv").read_bytes() != old
     fusion = json.loads(latest(project, "ensemble/fusion.json").read_text())
     assert sorted(fusion["members"]) == MEMBERS
 
-    version = before["conv_clip"][0].name
-    pinned = ",".join(f"conv_clip.{name}:{version}" for name in ("image_embeddings", "text_embeddings", "metrics"))
+    version = before["vit"][0].name
+    pinned = ",".join(f"vit.{name}:{version}" for name in ("image_embeddings", "text_embeddings", "metrics"))
     run_kedro(project, "run", "--pipelines=ensemble", f"--load-versions={pinned}", small_parameters())
     assert latest(project, "ensemble/metrics.csv").read_bytes() == old
-    assert combined_versions(project)["conv_clip.image_embeddings"] == version
+    assert combined_versions(project)["vit.image_embeddings"] == version
 
 
 def combined_versions(project: Path) -> dict[str, str]:
@@ -135,13 +135,13 @@ def combined_versions(project: Path) -> dict[str, str]:
 
 def test_a_misspelt_key_fails_before_any_node(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
-    result = run_kedro(project, "run", "--params=conv_clip.train.lrr=0.1", check=False)
+    result = run_kedro(project, "run", "--params=vit.train.lrr=0.1", check=False)
     assert result.returncode != 0
-    assert re.search(r"conv_clip\.train\.lrr: unknown key, did you mean 'lr'", result.stdout + result.stderr)
+    assert re.search(r"vit\.train\.lrr: unknown key, did you mean 'lr'", result.stdout + result.stderr)
     assert not (project / "mlflow.db").exists()
     assert not (project / "data/01_raw").exists()
 
 
 def test_the_old_spelling_of_pipelines_still_works(finished_project: Path) -> None:
-    result = run_kedro(finished_project, "run", "--pipeline=evaluate", "--namespaces=vit_bert", small_parameters())
-    assert "vit_bert.evaluate_member" in result.stdout + result.stderr
+    result = run_kedro(finished_project, "run", "--pipeline=evaluate", "--namespaces=resnet", small_parameters())
+    assert "resnet.evaluate_member" in result.stdout + result.stderr

@@ -29,13 +29,13 @@ def test_kedro_registry_list_imports_nothing_heavy() -> None:
 def test_kedro_env_chooses_the_members_where_there_is_no_env_option(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
     (project / "conf/one").mkdir()
-    (project / "conf/one/parameters.yml").write_text("member_names: [conv_clip]\n")
+    (project / "conf/one/parameters.yml").write_text("member_names: [vit]\n")
     both = run_kedro(project, "registry", "describe", "train").stdout
     one = run_kedro(project, "registry", "describe", "train", KEDRO_ENV="one").stdout
-    assert "conv_clip.train_member" in both
-    assert "vit_bert.train_member" in both
-    assert "conv_clip.train_member" in one
-    assert "vit_bert" not in one
+    assert "vit.train_member" in both
+    assert "resnet.train_member" in both
+    assert "vit.train_member" in one
+    assert "resnet" not in one
 
 
 def test_telemetry_is_declined() -> None:

@@ -60,7 +60,7 @@ class TrainConfig(Frozen):
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
     keep: Literal["best", "last"] = Field("best", description="which epoch's weights, judged by `metric` on dev")
-    metric: str = "map_at_10"
+    metric: str = Field("t2i.map_at_10", description="direction and metric on dev, all groups pooled")
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better `metric`")
 
 

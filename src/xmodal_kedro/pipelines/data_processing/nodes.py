@@ -27,9 +27,11 @@ def draw_synthetic_traffic(synthetic: SyntheticConfig) -> dict[str, Any]:
 
 def read_pairs(data: DataConfig, drawn: dict[str, Any] | None = None) -> tuple[DataFrame, DataFrame]:
     """Read every source to one pair table, and the rows that cannot be used to a quarantine table."""
+    from xmodal_kedro.data.quarantine import check_share
     from xmodal_kedro.data.readers import read_pairs as read
 
     result = read(data, project_path())
+    check_share(result.quarantine, result.rows, 0, data.max_bad_share)
     log.info("Read %d rows: %d pairs, %d set aside", result.rows, len(result.pairs), len(result.quarantine))
     return result.pairs, result.quarantine
 
@@ -49,20 +51,16 @@ def clean_pairs(
     raw_pairs: DataFrame, row_quarantine: DataFrame, image_quarantine: DataFrame, data: DataConfig
 ) -> tuple[DataFrame, DataFrame]:
     """Drop pairs whose image is unreadable, cut dev from train by image, and stop if too much is bad."""
-    import pandas as pd
-
-    from xmodal_kedro.data.quarantine import check_share
+    from xmodal_kedro.data.quarantine import check_share, merge
     from xmodal_kedro.data.splits import cut_dev
 
-    quarantine = pd.concat([row_quarantine, image_quarantine], ignore_index=True)
-    rows = len(raw_pairs) + int((row_quarantine["kind"] == "row").sum())
-    check_share(quarantine, rows, raw_pairs["image_id"].nunique(), data.max_bad_share)
+    check_share(image_quarantine, 0, raw_pairs["image_id"].nunique(), data.max_bad_share)
     readable = raw_pairs[~raw_pairs["path"].isin(image_quarantine["key"])]
     pairs = cut_dev(readable, data.dev_share, data.seed, data.dev_by)
     for (split, group), rows_of in pairs.groupby(["split", "group"], sort=False):
         images, texts = rows_of["image_id"].nunique(), rows_of["text_id"].nunique()
         log.info("%-5s %-10s %6d images %6d texts", split, group, images, texts)
-    return pairs, quarantine
+    return pairs, merge(row_quarantine, image_quarantine)
 
 
 def make_captions(pairs: DataFrame, prompts: PromptsConfig) -> DataFrame:

@@ -11,19 +11,29 @@ def create_pipeline(*, synthetic: bool) -> Pipeline:
     Args:
         synthetic: Whether the recipe draws its own data first.
     """
-    drawn = [Node(nodes.draw_synthetic_traffic, "params:synthetic", "synthetic_traffic")] if synthetic else []
+    drawn = (
+        [Node(nodes.draw_synthetic_traffic, "params:synthetic", "synthetic_traffic", name="draw_synthetic_traffic")]
+        if synthetic
+        else []
+    )
     read_inputs = ["params:data", "synthetic_traffic"] if synthetic else "params:data"
     return Pipeline(
         [
             *drawn,
-            Node(nodes.read_pairs, read_inputs, ["raw_pairs", "row_quarantine"]),
-            Node(nodes.pack_images, ["raw_pairs", "params:data", "params:images"], ["images", "image_quarantine"]),
+            Node(nodes.read_pairs, read_inputs, ["raw_pairs", "row_quarantine"], name="read_pairs"),
+            Node(
+                nodes.pack_images,
+                ["raw_pairs", "params:data", "params:images"],
+                ["images", "image_quarantine"],
+                name="pack_images",
+            ),
             Node(
                 nodes.clean_pairs,
                 ["raw_pairs", "row_quarantine", "image_quarantine", "params:data"],
                 ["pairs", "quarantine"],
+                name="clean_pairs",
             ),
-            Node(nodes.make_captions, ["pairs", "params:prompts"], "captions"),
+            Node(nodes.make_captions, ["pairs", "params:prompts"], "captions", name="make_captions"),
         ],
         tags="data_processing",
     )

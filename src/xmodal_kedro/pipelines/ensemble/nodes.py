@@ -1,0 +1,124 @@
+"""Nodes of ensemble, which predict uses as well: the members' embeddings to rankings and files."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from xmodal_kedro.config.data import RelevanceConfig
+from xmodal_kedro.config.ensemble import EnsembleConfig, EvaluationConfig
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from plotly.graph_objects import Figure
+
+    from xmodal_kedro.retrieval.embeddings import Embeddings
+else:  # Kedro evaluates these hints, and the libraries behind them would cost start-up
+    DataFrame = Figure = Embeddings = Any
+
+log = logging.getLogger(__name__)
+
+RANKED = ["dev", "val", "test"]
+
+
+def choose_fusion(
+    captions: DataFrame, relevance: RelevanceConfig, ensemble: EnsembleConfig, *embeddings: Embeddings
+) -> dict[str, Any]:
+    """Weights of the members, searched on dev unless the recipe gives them."""
+    from xmodal_kedro.data.tables import table_fingerprint
+    from xmodal_kedro.retrieval.ensemble import choose_weights, pair_members
+    from xmodal_kedro.retrieval.slices import cut_slices
+
+    members = pair_members(embeddings, table_fingerprint(captions))
+    fusion = choose_weights(members, cut_slices(captions, relevance, ["dev"]), ensemble.fusion)
+    log.info("Weights (%s): %s", fusion["chosen"], {name: round(w, 3) for name, w in fusion["weights"].items()})
+    return fusion
+
+
+def rank_ensemble(
+    captions: DataFrame,
+    fusion: dict[str, Any],
+    relevance: RelevanceConfig,
+    ensemble: EnsembleConfig,
+    *embeddings: Embeddings,
+) -> tuple[DataFrame, DataFrame]:
+    """Fuse, and rank and match every split that has texts and images; each group on its own."""
+    from xmodal_kedro.data.tables import table_fingerprint
+    from xmodal_kedro.retrieval.ensemble import fused_scores, match_slices, pair_members, rank_slices
+    from xmodal_kedro.retrieval.slices import cut_slices
+
+    members = pair_members(embeddings, table_fingerprint(captions))
+    slices = cut_slices(captions, relevance, RANKED)
+    scores = fused_scores(members, fusion["weights"], ensemble.fusion)
+    ranking = rank_slices(slices, scores, max(ensemble.fusion.top_k, ensemble.submission.top_k))
+    matching, left_out = match_slices(slices, scores)
+    for reason in left_out:
+        log.warning("Not matched one to one: %s", reason)
+    return ranking, matching
+
+
+def judge_ensemble(
+    captions: DataFrame,
+    fusion: dict[str, Any],
+    relevance: RelevanceConfig,
+    ensemble: EnsembleConfig,
+    evaluation: EvaluationConfig,
+    *embeddings: Embeddings,
+) -> tuple[DataFrame, DataFrame]:
+    """Metrics of the ensemble on dev and val, and its paired difference to each member on val."""
+    from xmodal_kedro.data.tables import table_fingerprint
+    from xmodal_kedro.retrieval.ensemble import compare, fused_scores, pair_members
+    from xmodal_kedro.retrieval.judge import embedding_scores, judge_slices, judged_table
+    from xmodal_kedro.retrieval.slices import cut_slices
+
+    members = pair_members(embeddings, table_fingerprint(captions))
+    slices = cut_slices(captions, relevance, ["dev", "val"])
+    judged = judge_slices(slices, fused_scores(members, fusion["weights"], ensemble.fusion), evaluation.ks)
+    alone = {
+        member.name: judge_slices(slices, embedding_scores(member.texts, member.images), evaluation.ks)
+        for member in members
+    }
+    split = "val" if "val" in judged else "dev"
+    metrics = dict.fromkeys([ensemble.fusion.metric, *(f"recall_at_{k}" for k in evaluation.ks)])
+    of_members = {name: found[split] for name, found in alone.items()}
+    comparison = compare(judged[split], of_members, list(metrics), evaluation.seed)
+    comparison.insert(0, "split", split)
+    return judged_table("ensemble", judged, evaluation), comparison
+
+
+def write_submission(
+    captions: DataFrame, ranking: DataFrame, matching: DataFrame, ensemble: EnsembleConfig
+) -> tuple[dict[str, Any], DataFrame]:
+    """The ranked JSON and the one-to-one CSV of the split that the recipe submits."""
+    from xmodal_kedro.reporting.submission import matching_csv, track2_submission
+
+    split, options = ensemble.submission.split, ensemble.submission
+    texts = captions[(captions["split"] == split)].dropna(subset=["text_id"]).drop_duplicates("text_id")
+    if texts.empty:
+        there = ", ".join(sorted(captions["split"].unique()))
+        raise ValueError(f"ensemble.submission.split is '{split}', which has no texts; the splits are {there}")
+    ranked = ranking[(ranking["split"] == split) & (ranking["direction"] == "t2i")]
+    matched = matching[matching["split"] == split]
+    return (
+        track2_submission(texts, ranked, options.top_k),
+        matching_csv(texts, matched, options.name_column),
+    )
+
+
+def write_predictions(
+    captions: DataFrame, ranking: DataFrame, matching: DataFrame, ensemble: EnsembleConfig
+) -> tuple[dict[str, Any], DataFrame]:
+    """The same two files for new data, which is `test` whatever split the recipe submits."""
+    submission = ensemble.submission.model_copy(update={"split": "test"})
+    return write_submission(captions, ranking, matching, ensemble.model_copy(update={"submission": submission}))
+
+
+def make_leaderboard(ensemble_metrics: DataFrame, *member_metrics: DataFrame) -> tuple[DataFrame, Figure]:
+    """Members and ensemble side by side, as a table and a figure."""
+    import pandas as pd
+
+    from xmodal_kedro.reporting.figures import leaderboard_bars
+    from xmodal_kedro.reporting.leaderboard import leaderboard
+
+    metrics = pd.concat([*member_metrics, ensemble_metrics], ignore_index=True)
+    return leaderboard(metrics), leaderboard_bars(metrics)

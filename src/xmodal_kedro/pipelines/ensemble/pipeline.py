@@ -1,4 +1,4 @@
-"""ensemble: search weights on dev -> rank and match dev, val and test -> submission and leaderboard."""
+"""ensemble: weights from dev -> rank and match dev, val and test -> judge -> submission and leaderboard."""
 
 from kedro.pipeline import Node, Pipeline
 
@@ -8,32 +8,33 @@ from xmodal_kedro.pipelines.ensemble import nodes
 def create_pipeline(members: list[str]) -> Pipeline:
     """Build the ensemble of these members; alone, it works on what lies in the catalog."""
     embeddings = [f"{member}.{side}_embeddings" for member in members for side in ("image", "text")]
+    options = ["params:relevance", "params:ensemble"]
     return Pipeline(
         [
-            Node(
-                nodes.search_fusion,
-                ["captions", "params:relevance", "params:ensemble", *embeddings],
-                "fusion",
-            ),
+            Node(nodes.choose_fusion, ["captions", *options, *embeddings], "fusion", name="choose_fusion"),
             Node(
                 nodes.rank_ensemble,
-                ["captions", "fusion", "params:relevance", "params:ensemble", "params:evaluation", *embeddings],
-                ["ranking", "ensemble_metrics", "comparison"],
+                ["captions", "fusion", *options, *embeddings],
+                ["ranking", "matching"],
+                name="rank_ensemble",
             ),
             Node(
-                nodes.match_ensemble,
-                ["captions", "fusion", "params:relevance", "params:ensemble", *embeddings],
-                ["matching", "matching_metrics"],
+                nodes.judge_ensemble,
+                ["captions", "fusion", *options, "params:evaluation", *embeddings],
+                ["ensemble_metrics", "comparison"],
+                name="judge_ensemble",
             ),
             Node(
                 nodes.write_submission,
                 ["captions", "ranking", "matching", "params:ensemble"],
                 ["submission", "matching_submission"],
+                name="write_submission",
             ),
             Node(
                 nodes.make_leaderboard,
                 ["ensemble_metrics", *(f"{member}.metrics" for member in members)],
                 ["leaderboard", "leaderboard_figure"],
+                name="make_leaderboard",
             ),
         ],
         tags="ensemble",

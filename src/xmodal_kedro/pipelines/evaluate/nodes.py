@@ -67,8 +67,13 @@ def evaluate_member(
     evaluation: EvaluationConfig,
 ) -> DataFrame:
     """Metrics on dev and val over the full gallery of each group, both directions, with intervals."""
-    from xmodal_kedro.retrieval.judge import judge_embeddings
+    from xmodal_kedro.data.tables import table_fingerprint
+    from xmodal_kedro.retrieval.embeddings import check_made_by
+    from xmodal_kedro.retrieval.judge import embedding_scores, judge_slices, judged_table
     from xmodal_kedro.retrieval.slices import cut_slices
 
+    for embeddings in (image_embeddings, text_embeddings):
+        check_made_by(embeddings, captions=table_fingerprint(captions))
     slices = cut_slices(captions, relevance, ["dev", "val"])
-    return judge_embeddings(text_embeddings, image_embeddings, slices, evaluation)
+    judged = judge_slices(slices, embedding_scores(text_embeddings, image_embeddings), evaluation.ks)
+    return judged_table(text_embeddings.meta["member"], judged, evaluation)

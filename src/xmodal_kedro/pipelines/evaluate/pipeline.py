@@ -15,11 +15,13 @@ def create_pipeline(member: str) -> Pipeline:
                 nodes.embed_member,
                 ["checkpoint", "captions", "images", "params:member", "params:runtime"],
                 ["image_embeddings", "text_embeddings"],
+                name="embed_member",
             ),
             Node(
                 nodes.evaluate_member,
                 ["image_embeddings", "text_embeddings", "captions", "params:relevance", "params:evaluation"],
                 "metrics",
+                name="evaluate_member",
             ),
         ],
         namespace=member,
