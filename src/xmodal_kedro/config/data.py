@@ -193,4 +193,4 @@ class SyntheticConfig(Frozen):
     wrong_captions: float = Field(
         0.0, ge=0.0, le=1.0, description="share of train rows that carry another row's caption"
     )
-    seed: int = 0
+    seed: int = Field(0, ge=0)
