@@ -34,24 +34,20 @@ class ProjectHook:
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, pipeline: Pipeline) -> None:
         """Look for data, weights, disk and memory before the first node, and before a tracked run is opened."""
-        reads_data = any("data_processing" in node.tags for node in pipeline.nodes)
+        recipe = self.recipe
+        tags = {tag for node in pipeline.nodes for tag in node.tags}
+        reads = [recipe.data] if "data_processing" in tags else []
+        reads += [recipe.predict] if "predict" in tags and recipe.predict else []
         trains = {node.namespace for node in pipeline.nodes if "train" in node.tags}
-        if not reads_data and not trains:
-            return
         from xmodal_kedro.data.preflight import check
 
-        recipe = self.recipe
-        report = check(
-            data=recipe.data if reads_data else None,
-            images=recipe.images,
-            members={name: member for name, member in recipe.members.items() if name in trains},
-            runtime=recipe.runtime,
-            project=self.project,
-            drawn=self.project / recipe.synthetic.folder if recipe.synthetic else None,
-        )
-        for warning in report.warnings:
-            log.warning(warning)
-        report.raise_if_failed()
+        members = {name: member for name, member in recipe.members.items() if name in trains}
+        drawn = self.project / recipe.synthetic.folder if recipe.synthetic else None
+        for data in reads or ([None] if members else []):
+            report = check(data, recipe.images, members, recipe.runtime, self.project, drawn)
+            for warning in report.warnings:
+                log.warning(warning)
+            report.raise_if_failed()
 
     @hook_impl(trylast=True)
     def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:

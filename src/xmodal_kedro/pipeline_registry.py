@@ -6,6 +6,7 @@ from xmodal_kedro.config_loader import active_parameters
 from xmodal_kedro.pipelines.data_processing.pipeline import create_pipeline as data_processing
 from xmodal_kedro.pipelines.ensemble.pipeline import create_pipeline as ensemble
 from xmodal_kedro.pipelines.evaluate.pipeline import create_pipeline as evaluate
+from xmodal_kedro.pipelines.predict.pipeline import create_pipeline as predict
 from xmodal_kedro.pipelines.train.pipeline import create_pipeline as train
 
 
@@ -19,4 +20,5 @@ def register_pipelines() -> dict[str, Pipeline]:
         "evaluate": sum((evaluate(member) for member in members), Pipeline([])),
         "ensemble": ensemble(members),
     }
-    return {"__default__": sum(stages.values(), Pipeline([])), **stages}
+    main_job = sum(stages.values(), Pipeline([]))
+    return {"__default__": main_job, **stages, "predict": predict(members)}

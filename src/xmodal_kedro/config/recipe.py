@@ -22,6 +22,7 @@ class Recipe(Frozen):
     """The parameters of one environment, with the members gathered under `members`."""
 
     data: DataConfig
+    predict: DataConfig | None = None
     images: ImagesConfig
     prompts: PromptsConfig = PromptsConfig()
     relevance: RelevanceConfig = RelevanceConfig()
@@ -30,6 +31,14 @@ class Recipe(Frozen):
     runtime: RuntimeConfig = RuntimeConfig()
     synthetic: SyntheticConfig | None = None
     members: dict[str, MemberConfig]
+
+    @field_validator("predict")
+    @classmethod
+    def _new_data_has_no_truth(cls, predict: DataConfig | None) -> DataConfig | None:
+        for number, source in enumerate(predict.sources if predict else []):
+            if source.split != "test":
+                raise ValueError(f"sources.{number}.split is '{source.split}': what is predicted is test")
+        return predict
 
     @field_validator("members")
     @classmethod

@@ -11,9 +11,10 @@ from xmodal_kedro.config_loader import project_path
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from xmodal_kedro.data.attributes import Vocabulary
     from xmodal_kedro.data.image_store import ImageStore
 else:  # Kedro evaluates these hints, and pandas would cost start-up
-    DataFrame = ImageStore = Any
+    DataFrame = ImageStore = Vocabulary = Any
 
 log = logging.getLogger(__name__)
 
@@ -55,21 +56,48 @@ def clean_pairs(
     from xmodal_kedro.data.splits import cut_dev
 
     check_share(image_quarantine, 0, raw_pairs["image_id"].nunique(), data.max_bad_share)
-    readable = raw_pairs[~raw_pairs["path"].isin(image_quarantine["key"])]
-    pairs = cut_dev(readable, data.dev_share, data.seed, data.dev_by)
+    pairs = cut_dev(_readable(raw_pairs, image_quarantine), data.dev_share, data.seed, data.dev_by)
     for (split, group), rows_of in pairs.groupby(["split", "group"], sort=False):
         images, texts = rows_of["image_id"].nunique(), rows_of["text_id"].nunique()
         log.info("%-5s %-10s %6d images %6d texts", split, group, images, texts)
     return pairs, merge(row_quarantine, image_quarantine)
 
 
+def clean_queries(
+    raw_pairs: DataFrame,
+    row_quarantine: DataFrame,
+    image_quarantine: DataFrame,
+    predict: DataConfig,
+    prompts: PromptsConfig,
+    captions: DataFrame,
+) -> tuple[DataFrame, DataFrame]:
+    """Drop new images that are unreadable, and give new queries the prompts that the test queries would get.
+
+    The captions that the members were trained on supply the vocabulary, where it is learned.
+    """
+    from xmodal_kedro.data.prompts import augment
+    from xmodal_kedro.data.quarantine import check_share, merge
+
+    check_share(image_quarantine, 0, raw_pairs["image_id"].nunique(), predict.max_bad_share)
+    queries = augment(_readable(raw_pairs, image_quarantine), prompts, _vocabulary(captions, prompts))
+    return queries, merge(row_quarantine, image_quarantine)
+
+
 def make_captions(pairs: DataFrame, prompts: PromptsConfig) -> DataFrame:
     """Prompt augmentation: train rows by the templates of their group, the rest only when asked."""
-    from xmodal_kedro.data.attributes import resolve_vocabulary
     from xmodal_kedro.data.prompts import augment
 
-    phrases = pairs.loc[(pairs["split"] == "train") & (pairs["group"] == prompts.vehicle_group), "attributes"].dropna()
-    vocabulary = resolve_vocabulary(prompts.vocabulary, phrases)
-    captions = augment(pairs, prompts, vocabulary)
+    captions = augment(pairs, prompts, _vocabulary(pairs, prompts))
     log.info("%d captions from %d pairs", len(captions), len(pairs))
     return captions
+
+
+def _readable(pairs: DataFrame, image_quarantine: DataFrame) -> DataFrame:
+    return pairs[~pairs["path"].isin(image_quarantine["key"])]
+
+
+def _vocabulary(pairs: DataFrame, prompts: PromptsConfig) -> Vocabulary:
+    from xmodal_kedro.data.attributes import resolve_vocabulary
+
+    rows = pairs[(pairs["split"] == "train") & (pairs["group"] == prompts.vehicle_group)]
+    return resolve_vocabulary(prompts.vocabulary, rows["attributes"].dropna())

@@ -1,0 +1,70 @@
+"""predict: the nodes of the other pipelines over new data, with the checkpoints and fusion of the catalog."""
+
+from kedro.pipeline import Node, Pipeline
+
+from xmodal_kedro.pipelines.data_processing import nodes as data
+from xmodal_kedro.pipelines.ensemble import nodes as ensemble
+from xmodal_kedro.pipelines.evaluate import nodes as evaluate
+
+
+def create_pipeline(members: list[str]) -> Pipeline:
+    """Build the prediction by these members."""
+    embeddings = [f"{member}.predict_{side}_embeddings" for member in members for side in ("image", "text")]
+    read = Pipeline(
+        [
+            Node(
+                data.read_pairs, "params:predict", ["predict_raw_pairs", "predict_row_quarantine"], name="read_new_data"
+            ),
+            Node(
+                data.pack_images,
+                ["predict_raw_pairs", "params:predict", "params:images"],
+                ["predict_images", "predict_image_quarantine"],
+                name="pack_new_images",
+            ),
+            Node(
+                data.clean_queries,
+                [
+                    *("predict_raw_pairs", "predict_row_quarantine", "predict_image_quarantine"),
+                    *("params:predict", "params:prompts", "captions"),
+                ],
+                ["predict_captions", "predict_quarantine"],
+                name="clean_new_data",
+            ),
+        ]
+    )
+    rank = Pipeline(
+        [
+            Node(
+                ensemble.rank_ensemble,
+                ["predict_captions", "fusion", "params:relevance", "params:ensemble", *embeddings],
+                ["predict_ranking", "predict_matching"],
+                name="rank_new_data",
+            ),
+            Node(
+                ensemble.write_predictions,
+                ["predict_captions", "predict_ranking", "predict_matching", "params:ensemble"],
+                ["predict_submission", "predict_matching_submission"],
+                name="write_predictions",
+            ),
+        ]
+    )
+    return Pipeline(
+        [*read.nodes, *(node for name in members for node in _embed(name).nodes), *rank.nodes], tags="predict"
+    )
+
+
+def _embed(member: str) -> Pipeline:
+    return Pipeline(
+        [
+            Node(
+                evaluate.embed_member,
+                ["checkpoint", "predict_captions", "predict_images", "params:member", "params:runtime"],
+                ["predict_image_embeddings", "predict_text_embeddings"],
+                name="embed_new_data",
+            )
+        ],
+        namespace=member,
+        inputs={"predict_captions", "predict_images"},
+        parameters={"params:member": f"params:{member}", "params:runtime": "params:runtime"},
+        tags=member,
+    )
