@@ -1,0 +1,182 @@
+"""Slices, fusion and matching of an ensemble against dense NumPy, and the refusal of what does not belong together."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from xmodal_kedro.config.data import RelevanceConfig
+from xmodal_kedro.config.ensemble import EvaluationConfig, FusionConfig
+from xmodal_kedro.retrieval.embeddings import Embeddings, OtherOriginError
+from xmodal_kedro.retrieval.ensemble import (
+    Member,
+    choose_weights,
+    compare,
+    fused_scores,
+    match_slices,
+    pair_members,
+    rank_slices,
+)
+from xmodal_kedro.retrieval.judge import embedding_scores, judge_slices, judged_table
+from xmodal_kedro.retrieval.slices import Slice, cut_slices
+
+RELEVANCE = RelevanceConfig(default="id", groups={"vehicle": "attribute_text"})
+DIM = 12
+
+
+def pair(split: str, group: str, number: int, attributes: str | None = None) -> dict:
+    name = f"{split}/{group}/{number}"
+    return {
+        **{"image_id": f"{name}.jpg", "text_id": f"{name}.txt", "path": f"{name}.jpg", "text": f"text {number}"},
+        **{"group": group, "attributes": attributes, "split": split, "row": number, "source": split},
+    }
+
+
+def captions() -> pd.DataFrame:
+    rows = [pair(s, "pedestrian", n) for s, n in itertools.product(("train", "dev", "val"), range(30))]
+    rows += [pair(s, "vehicle", n, f"A {'red' if n % 3 else 'blue'} Audi.") for s in ("dev", "val") for n in range(20)]
+    rows += [pair("test", "vehicle", n) | {"image_id": None, "path": None} for n in range(5)]
+    rows += [pair("test", "vehicle", 100 + n) | {"text_id": None, "text": None} for n in range(8)]
+    return pd.DataFrame(rows)
+
+
+def member(table: pd.DataFrame, name: str, noise: float, seed: int, fingerprint: str = "these") -> Member:
+    """Embeddings of a member that knows which image belongs to which text, up to noise."""
+    rng = np.random.default_rng(seed)
+    truth = {key: np.random.default_rng(n).normal(size=DIM) for n, key in enumerate(sorted(set(table["row"])))}
+    sides = {}
+    for side, column in (("text", "text_id"), ("image", "image_id")):
+        rows = table[table["split"] != "train"].dropna(subset=[column]).drop_duplicates(column)
+        matrix = np.stack([truth[row] + noise * rng.normal(size=DIM) for row in rows["row"]]).astype(np.float32)
+        matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+        made_by = {"weights": name, "captions": fingerprint}
+        sides[side] = Embeddings(rows[column].tolist(), matrix, {"member": name, "side": side, "fingerprints": made_by})
+    return Member(name, sides["text"], sides["image"])
+
+
+TABLE = captions()
+GOOD, POOR = member(TABLE, "good", 0.8, 1), member(TABLE, "poor", 50.0, 2)
+
+
+def dense(one: Member, part: Slice) -> np.ndarray:
+    return one.texts.take(part.text_ids).astype(np.float64) @ one.images.take(part.image_ids).astype(np.float64).T
+
+
+def test_slices_hold_one_group_of_one_split_each() -> None:
+    slices = cut_slices(TABLE, RELEVANCE, ["dev", "val", "test"])
+    assert [(s.split, s.group) for s in slices] == [
+        *(("dev", "pedestrian"), ("dev", "vehicle"), ("val", "pedestrian"), ("val", "vehicle"), ("test", "vehicle"))
+    ]
+    people, cars, *_, blind = slices
+    assert (people.relevance.toarray() == np.eye(30, dtype=bool)).all()
+    assert cars.relevance.nnz == 7 * 7 + 13 * 13  # many rows share one of two phrases
+    assert (len(blind.text_ids), len(blind.image_ids), blind.relevance.nnz) == (5, 8, 0)
+
+
+def test_a_text_of_several_images_is_one_query_and_equal_texts_are_one_cluster() -> None:
+    rows = [pair("val", "all", 1), pair("val", "all", 1) | {"image_id": "other.jpg"}, pair("val", "all", 2)]
+    rows[2]["text"] = rows[0]["text"]
+    (part,) = cut_slices(pd.DataFrame(rows), RelevanceConfig(), ["val"])
+    assert part.text_ids == ["val/all/1.txt", "val/all/2.txt"]
+    assert part.relevance.toarray().tolist() == [[True, True, False], [False, False, True]]
+    assert part.clusters.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("direction", ["t2i", "i2t"])
+def test_fused_scores_are_the_published_formula(direction: str) -> None:
+    part = cut_slices(TABLE, RELEVANCE, ["val"])[1]
+    weights = {"good": 0.7, "poor": 0.3}
+    source = fused_scores([GOOD, POOR], weights, FusionConfig())(part)[direction == "i2t"]
+    expected = np.zeros(source.shape)
+    for one in (GOOD, POOR):
+        scores = dense(one, part) if direction == "t2i" else dense(one, part).T
+        expected += weights[one.name] * scores / np.linalg.norm(scores, axis=1, keepdims=True)
+    n, m = source.shape
+    found = source.tile(slice(0, n), slice(0, m)).scores.numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_rankings_stay_within_their_group_and_follow_the_scores() -> None:
+    slices = cut_slices(TABLE, RELEVANCE, ["val", "test"])
+    table = rank_slices(slices, embedding_scores(GOOD.texts, GOOD.images), top_k=6)
+    assert list(table.columns) == ["split", "group", "direction", "query_id", "rank", "gallery_id", "score"]
+    for part in slices:
+        rows = table[(table["split"] == part.split) & (table["group"] == part.group) & (table["direction"] == "t2i")]
+        scores = dense(GOOD, part)
+        for number, text in enumerate(part.text_ids):
+            expected = [part.image_ids[i] for i in np.argsort(-scores[number], kind="stable")[:6]]
+            assert rows.loc[rows["query_id"] == text, "gallery_id"].tolist() == expected
+    assert table.groupby(["direction", "query_id"])["rank"].max().isin([5, 6]).all()  # five texts for an image of test
+
+
+def test_weights_are_searched_on_dev_alone_and_find_the_better_member() -> None:
+    slices = cut_slices(TABLE, RELEVANCE, ["dev"])
+    found = choose_weights([POOR, GOOD], slices, FusionConfig())
+    assert found["chosen"] == "searched"
+    assert found["weights"]["good"] >= 0.7
+    assert sum(found["weights"].values()) == pytest.approx(1.0)
+    assert found["value"] >= max(found["alone"].values())
+    judged = judge_slices(slices, embedding_scores(GOOD.texts, GOOD.images), [1])["dev"]
+    alone = np.concatenate([both[0].values["map_at_10"] for both in judged.values()]).mean()
+    assert found["alone"]["good"] == pytest.approx(alone)
+
+
+def test_weights_may_be_equal_or_given() -> None:
+    members = [GOOD, POOR]
+    assert choose_weights(members, [], FusionConfig(weights="equal"))["weights"] == {"good": 0.5, "poor": 0.5}
+    given = choose_weights(members, [], FusionConfig(weights={"good": 3.0}))
+    assert given["weights"] == {"good": 1.0, "poor": 0.0}
+    for wrong in ({"god": 1.0}, {"good": 0.0}, {"good": 2.0, "poor": -1.0}):
+        with pytest.raises(ValueError, match=r"ensemble\.fusion\.weights"):
+            choose_weights(members, [], FusionConfig(weights=wrong))
+    with pytest.raises(ValueError, match=r"set ensemble\.fusion\.weights to equal"):
+        choose_weights(members, [], FusionConfig())
+
+
+def test_matching_is_one_to_one_and_says_what_is_right_where_it_is_known() -> None:
+    slices = cut_slices(TABLE, RELEVANCE, ["val", "test"])
+    table, left_out = match_slices(slices, embedding_scores(GOOD.texts, GOOD.images))
+    assert left_out == []
+    for (split, group), rows in table.groupby(["split", "group"]):
+        part = next(s for s in slices if (s.split, s.group) == (split, group))
+        assert rows["text_id"].is_unique
+        assert rows["image_id"].is_unique
+        assert len(rows) == min(len(part.text_ids), len(part.image_ids))
+    people = table[(table["split"] == "val") & (table["group"] == "pedestrian")]
+    assert (people["right"] == (people["text_id"].str[:-4] == people["image_id"].str[:-4])).all()
+    assert table.loc[table["split"] == "test", "right"].isna().all()
+
+
+def test_the_mixture_is_compared_with_each_member_on_the_same_queries() -> None:
+    slices = cut_slices(TABLE, RELEVANCE, ["val"])
+    judged = {
+        one.name: judge_slices(slices, embedding_scores(one.texts, one.images), [1])["val"] for one in (GOOD, POOR)
+    }
+    table = compare(judged["good"], judged, ["map_at_10"], seed=0).set_index(["member", "direction"])
+    same, better = table.loc[("good", "t2i")], table.loc[("poor", "t2i")]
+    assert (same["difference"], same["low"], same["high"], same["p"]) == (0.0, 0.0, 0.0, 1.0)
+    assert better["low"] > 0
+    assert better["p"] < 0.01
+    assert better["difference"] == pytest.approx(better["ensemble"] - better["alone"])
+
+
+def test_blind_splits_are_not_judged_and_a_table_needs_truth() -> None:
+    scores = embedding_scores(GOOD.texts, GOOD.images)
+    assert judge_slices(cut_slices(TABLE, RELEVANCE, ["test"]), scores, [1]) == {}
+    with pytest.raises(ValueError, match="good cannot be judged"):
+        judged_table("good", {}, EvaluationConfig())
+
+
+def test_sides_that_do_not_belong_together_are_refused() -> None:
+    assert [m.name for m in pair_members([GOOD.images, POOR.texts, GOOD.texts, POOR.images], "these")] == [
+        "good",
+        "poor",
+    ]
+    with pytest.raises(OtherOriginError, match="captions"):
+        pair_members([GOOD.images, GOOD.texts], "others")
+    retrained = Embeddings(POOR.texts.ids, POOR.texts.matrix, GOOD.texts.meta | {"fingerprints": {"captions": "these"}})
+    with pytest.raises(OtherOriginError, match="weights"):
+        pair_members([GOOD.images, retrained], "these")
