@@ -41,7 +41,7 @@ def test_the_same_text_asked_twice_has_two_entries():
 def test_a_small_gallery_is_refused():
     with pytest.raises(ValueError, match=r"query t:2 \('This is a white Audi. '\) has 3 ranked images, .* needs 10"):
         track2_submission(TEXTS, ranked(), 10)
-    with pytest.raises(ValueError, match="query t:1 .* has 0 ranked images"):
+    with pytest.raises(ValueError, match=r"query t:1 .* has 0 ranked images"):
         track2_submission(TEXTS, ranked().query("query_id == 't:2'"), 3)
 
 
