@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 from kedro.framework.hooks import hook_impl
 
-from xmodal_kedro.config.recipe import Recipe, read_recipe
+from xmodal_kedro.config.recipe import Recipe, RecipeError, read_recipe
 
 if TYPE_CHECKING:
     from kedro.framework.context import KedroContext
@@ -28,7 +29,12 @@ class ProjectHook:
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Check every section and member of the parameters, also those that no node of this run reads."""
-        self.recipe = read_recipe(context.config_loader["parameters"])
+        try:
+            self.recipe = read_recipe(context.config_loader["parameters"])
+        except RecipeError as error:
+            raise click.ClickException(
+                str(error)
+            ) from error  # the command line then shows the message without a traceback
         self.project = Path(context.project_path)
 
     @hook_impl(tryfirst=True)
@@ -39,7 +45,7 @@ class ProjectHook:
         reads = [recipe.data] if "data_processing" in tags else []
         reads += [recipe.predict] if "predict" in tags and recipe.predict else []
         trains = {node.namespace for node in pipeline.nodes if "train" in node.tags}
-        from xmodal_kedro.data.preflight import check
+        from xmodal_kedro.data.preflight import PreflightError, check
 
         members = {name: member for name, member in recipe.members.items() if name in trains}
         drawn = self.project / recipe.synthetic.folder if recipe.synthetic else None
@@ -47,7 +53,10 @@ class ProjectHook:
             report = check(data, recipe.images, members, recipe.runtime, self.project, drawn)
             for warning in report.warnings:
                 log.warning(warning)
-            report.raise_if_failed()
+            try:
+                report.raise_if_failed()
+            except PreflightError as error:
+                raise click.ClickException(str(error)) from error
 
     @hook_impl(trylast=True)
     def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -57,13 +66,16 @@ class ProjectHook:
             from xmodal_kedro.reporting.leaderboard import render
 
             print(render(catalog.load("leaderboard")))
+        places = {name: self._place(catalog, name) for name in sorted(outputs)}
+        width = max(map(len, places), default=0)
         print("\nWritten by this run:")
-        for name in sorted(outputs):
-            print(f"  {name:<28} {self._place(catalog, name)}")
+        for name, place in places.items():
+            print(f"  {name:<{width}}  {place}")
         env = f" --env={run_params['env']}" if run_params.get("env") else ""
         print("\nCompare members:  uv run python -m xmodal_kedro.tracking.ui")
         print(f"See the lineage:  uv run kedro viz run{env}")
 
     def _place(self, catalog: DataCatalog, name: str) -> str:
+        """The file or folder of this run's version."""
         place = getattr(catalog.get(name), "_get_load_path", lambda: None)()
         return os.path.relpath(place, self.project) if place else "(in memory only)"
