@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from xmodal_kedro.tracking.outage import store_outage
 from xmodal_kedro.tracking.records import MAX_TAG, clean_key, cut
-from xmodal_kedro.tracking.store import PATIENCE, URI_VARIABLE, Store
+from xmodal_kedro.tracking.store import MANNERS, URI_VARIABLE, Store
 
 RUNS_VARIABLE = "XMODAL_MLFLOW_RUNS"
 PARENT = ""
@@ -58,7 +58,7 @@ class RunTree:
         tree._owner = os.getpid()
         store_outage.forget()
         tree._create(PARENT, name)
-        tree._export({URI_VARIABLE: store.uri, **{key: os.environ.get(key, value) for key, value in PATIENCE.items()}})
+        tree._export({URI_VARIABLE: store.uri, **{key: os.environ.get(key, value) for key, value in MANNERS.items()}})
         return tree
 
     @classmethod

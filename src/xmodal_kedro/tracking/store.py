@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 
-# A server that went away must cost a run seconds, not the minutes of MLflow's own settings.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+# What holds during a run unless the user has said otherwise: a server that went away costs seconds, not the minutes of
+# MLflow's own settings, and MLflow prints no address each time that a run ends.
+MANNERS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 class TrackingError(RuntimeError):
@@ -112,7 +117,7 @@ def connect(uri: str, experiment: str, project: Path) -> Store:
     Raises:
         TrackingError: Naming the URI, the reason, and how to switch tracking off.
     """
-    with _explained(uri):
+    with _explained(uri), _mannerly():
         prepare(uri, project)
         from mlflow import MlflowClient
 
@@ -141,6 +146,17 @@ def failures() -> tuple[type[BaseException], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return MlflowException, SQLAlchemyError, sqlite3.Error, OSError
+
+
+@contextmanager
+def _mannerly() -> Iterator[None]:
+    missing = {key: value for key, value in MANNERS.items() if key not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for key in missing:
+            del os.environ[key]
 
 
 @contextmanager

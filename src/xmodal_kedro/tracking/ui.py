@@ -30,6 +30,7 @@ from xmodal_kedro.tracking.store import (
     tracking_uri,
 )
 
+PAGE = "#/experiments?workflowType=machine_learning"  # else the pages open with prompts and judges
 START = 120.0  # seconds that the server may take to answer
 STOP = 10.0
 
@@ -78,7 +79,7 @@ def serve(uri: str, project: Path, host: str, port: int) -> int:
         address = f"http://{host}:{port}"
         print(f"Starting MLflow on {redacted(uri)} ...", flush=True)
         if _answers(server, address):
-            print(f"MLflow shows the runs at {address} (Ctrl-C stops it)", flush=True)
+            print(f"MLflow shows the runs at {address}/{PAGE} (Ctrl-C stops it)", flush=True)
         elif server.poll() is None:
             print(f"MLflow has not answered at {address} for {START:.0f} s; it may still come.", flush=True)
         return server.wait()
