@@ -56,6 +56,17 @@ def test_trials_equal_the_dense_mixture(metric, candidates):
     assert found.value >= max(dense(parts, single, metric) for single in np.eye(3)) - 1e-12
 
 
+def test_an_item_that_no_list_holds_is_not_overlooked():
+    # a and b each have a favourite; the third item is second for both, and first for their mixture
+    sources = {"a": MatrixScores(np.array([[0.7, 0.0, 0.6, 0.0]])), "b": MatrixScores(np.array([[0.0, 0.7, 0.6, 0.1]]))}
+    relevance = np.array([[True, True, False, False]])
+    found = search_weights(dev((sources, relevance)), "recall_at_1", candidates=1, step=0.5)
+    trials = found.trace.set_index(["weight.a", "weight.b"])
+    assert trials.loc[(0.5, 0.5), "certain"].tolist() == [0.0] * len(trials.loc[(0.5, 0.5)])
+    assert dense([(sources, relevance)], (0.5, 0.5), "recall_at_1") == 0.0 < trials.loc[(0.5, 0.5), "value"].iloc[0]
+    assert found.value == 1.0 == dense([(sources, relevance)], found.weights.values(), "recall_at_1")
+
+
 def test_two_members_reach_the_best_of_the_grid():
     part = members(2, strengths=(0.6, 0.3))
     found = search_weights(dev(part), step=0.1, candidates=60)

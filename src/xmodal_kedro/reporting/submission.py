@@ -31,9 +31,9 @@ def track2_submission(texts: pd.DataFrame, ranked: pd.DataFrame, top_k: int = 10
         found = images.get(query, [])
         if len(found) < top_k:
             raise ValueError(
-                f"query {query} ('{text}') has {len(found)} ranked images, but a submission needs {top_k}: its "
-                "gallery (the images of its group in this split) is too small, or rankings were cut short. Add images, or "
-                "set ensemble.submission.top_k."
+                f"query {query} ('{text}') has {len(found)} ranked images, but a submission needs {top_k}: "
+                "its gallery (the images of its group in this split) is too small, or the rankings were cut shorter. "
+                "Add images, or set ensemble.submission.top_k."
             )
         results.append({"text": text.strip(), "image_names": found})
     return {"results": results}

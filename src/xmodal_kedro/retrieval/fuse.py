@@ -3,7 +3,8 @@
 A trial costs no matrix product. Every member's exact best C items per query are taken once; their union is re-scored by
 every member, and a trial is a weighted sum over these candidates. An item outside all lists scores at most the weighted
 sum of the last scores of the lists (Fagin, Lotem, Naor, JCSS 66, 2003), so for each query it is known whether the top K
-of a trial is certain. The weights that win are evaluated over the full gallery at the end, and that value is reported.
+of a trial is certain. In the end the starts and what they led to are compared over the full gallery, so that the result
+is never worse on dev than equal weights or a member alone; the value that is reported is the full one.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def search_weights(
         return tried[weights]
 
     def merit(weights: Weights) -> tuple[float, float]:
-        return round(value_of(weights)[0], 12), -round(sum(w * w for w in weights), 12)
+        return _merit(value_of(weights)[0], weights)
 
     trace: list[dict[str, object]] = []
 
@@ -116,10 +117,15 @@ def search_weights(
                 break
             best = leader
         finals.append(best)
-    winner = max(finals, key=merit)
+    finalists = dict.fromkeys([*finals, *(weights for _, weights in _starts(members))])
+    in_full = {
+        weights: float(np.concatenate([_in_full(part, weights, metric) for part in dev.values()]).mean())
+        for weights in finalists
+    }
+    winner = max(in_full, key=lambda weights: _merit(in_full[weights], weights))
     return WeightSearch(
         weights=dict(zip(members, winner, strict=True)),
-        value=float(np.concatenate([_in_full(part, winner, metric) for part in dev.values()]).mean()),
+        value=in_full[winner],
         trace=pd.DataFrame(trace),
     )
 
@@ -180,6 +186,11 @@ def _starts(members: Sequence[str]) -> list[tuple[str, Weights]]:
     size = len(members)
     alone = [(name, tuple(float(name == other) for other in members)) for name in members]
     return [("equal", tuple([1.0 / size] * size)), *(alone if size > 1 else [])]
+
+
+def _merit(value: float, weights: Weights) -> tuple[float, float]:
+    """Higher is better; of equal values (but for rounding) the more equal weights."""
+    return round(value, 12), -round(sum(w * w for w in weights), 12)
 
 
 def _moves(weights: Weights, step: float) -> list[Weights]:
