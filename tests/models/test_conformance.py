@@ -87,6 +87,7 @@ def test_trimming_cuts_to_the_longest_text_and_no_further(backbone: Backbone) ->
     length = int(tokens["attention_mask"][0].sum())
     assert trimmed(short)["input_ids"].shape == (1, length)
     assert trimmed(short)["input_ids"].tolist() == backbone.tokenize(TEXTS[:1])["input_ids"].tolist()
+    assert len(backbone.tokenize([])["input_ids"]) == 0
     assert trimmed({name: values[:0] for name, values in tokens.items()})["input_ids"].shape == (0, 0)
 
 

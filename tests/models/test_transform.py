@@ -56,9 +56,7 @@ def test_normalises_each_channel() -> None:
 
 
 def test_scaling_up_is_refused_with_the_key_to_change() -> None:
-    with pytest.raises(
-        ValueError, match=r"are 32 px, this model wants 64 px.*images.size to at least 64"
-    ):
+    with pytest.raises(ValueError, match=r"are 32 px, this model wants 64 px.*images.size to at least 64"):
         ImageTransform(64, **PLAIN)(noise(1, 32))
 
 

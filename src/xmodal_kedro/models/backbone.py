@@ -18,11 +18,13 @@ from typing import ClassVar, Literal, Self, TypeVar
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xmodal_kedro.config.member import AugmentConfig, LossConfig
+from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.losses.contrastive import contrastive_loss
 from xmodal_kedro.models.transform import ImageTransform
 
@@ -133,7 +135,7 @@ class Backbone(nn.Module, ABC):
         if not (directory / WEIGHTS).is_file():
             return cls.from_library(directory, weights=True)
         backbone = cls.from_library(directory, weights=False)
-        backbone.model.load_state_dict(load_file(directory / WEIGHTS))
+        backbone.load_weights(directory / WEIGHTS)
         return backbone
 
     def save_pretrained(self, directory: Path) -> None:
@@ -146,6 +148,26 @@ class Backbone(nn.Module, ABC):
         """Write the tensors under the library's names, as safetensors."""
         tensors = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
         save_file(tensors, file, metadata={"format": "pt"})
+
+    def load_weights(self, file: Path) -> None:
+        """Read what `save_weights` wrote.
+
+        Raises:
+            BrokenArtifactError: The file is no safetensors, or of another architecture.
+        """
+        advice = "Load another version, or run the node again"
+        try:
+            tensors = load_file(file)
+        except SafetensorError as error:
+            raise BrokenArtifactError(f"{file} holds no tensors that can be read ({error}). {advice}.") from error
+        wanted = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+        given = {name: tensor.shape for name, tensor in tensors.items()}
+        if wrong := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):
+            raise BrokenArtifactError(
+                f"{file} does not fit the configuration beside it: {len(wrong)} tensors are missing, too many "
+                f"or of another shape, such as {', '.join(wrong[:3])}. {advice}."
+            )
+        self.model.load_state_dict(tensors)
 
     def image_transform(self, *, train: bool, augment: AugmentConfig | None = None) -> ImageTransform:
         """From packed uint8 squares to this model's input; `augment` counts for training alone."""

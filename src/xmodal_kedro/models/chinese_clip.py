@@ -55,9 +55,9 @@ class ChineseClip(Backbone):
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Texts, normalised as for the published models, to tokens [B, L <= 52]."""
-        clean = [text.lower().translate(QUOTES) for text in texts]
+        clean = [text.lower().translate(QUOTES) for text in texts] or [""]  # it cannot tokenise nothing
         tokens = self.tokenizer(clean, max_length=self.context, truncation=True, padding=True, return_tensors="pt")
-        return {name: tokens[name].long() for name in ("input_ids", "attention_mask")}
+        return {name: tokens[name][: len(texts)].long() for name in ("input_ids", "attention_mask")}
 
     def layer_groups(self, tower: Tower) -> list[list[nn.Parameter]]:
         """Parameters of a tower: embeddings, blocks, (the last one with the final norm), projection."""
