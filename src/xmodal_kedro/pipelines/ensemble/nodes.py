@@ -64,9 +64,12 @@ def judge_ensemble(
     ensemble: EnsembleConfig,
     evaluation: EvaluationConfig,
     *embeddings: Embeddings,
-) -> tuple[DataFrame, DataFrame]:
-    """Metrics of the ensemble on dev and val, and its paired difference to each member on val."""
+) -> tuple[DataFrame, DataFrame, Figure]:
+    """Metrics of the ensemble on dev and val; its paired difference to each member, and everybody's ranks, on val."""
+    import numpy as np
+
     from xmodal_kedro.data.tables import table_fingerprint
+    from xmodal_kedro.reporting.figures import rank_histogram
     from xmodal_kedro.retrieval.ensemble import compare, fused_scores, pair_members
     from xmodal_kedro.retrieval.judge import embedding_scores, judge_slices, judged_table
     from xmodal_kedro.retrieval.slices import cut_slices
@@ -83,19 +86,23 @@ def judge_ensemble(
     of_members = {name: found[split] for name, found in alone.items()}
     comparison = compare(judged[split], of_members, list(metrics), evaluation.seed)
     comparison.insert(0, "split", split)
-    return judged_table("ensemble", judged, evaluation), comparison
+    ranks = {
+        name: np.concatenate([both[0].values["mean_rank"] for both in groups.values()])
+        for name, groups in (of_members | {"ensemble": judged[split]}).items()
+    }
+    return judged_table("ensemble", judged, evaluation), comparison, rank_histogram(ranks)
 
 
 def write_submission(
-    captions: DataFrame, ranking: DataFrame, matching: DataFrame, ensemble: EnsembleConfig
+    pairs: DataFrame, ranking: DataFrame, matching: DataFrame, ensemble: EnsembleConfig
 ) -> tuple[dict[str, Any], DataFrame]:
-    """The ranked JSON and the one-to-one CSV of the split that the recipe submits."""
+    """The ranked JSON and the one-to-one CSV of the split that the recipe submits, with its texts as they came."""
     from xmodal_kedro.reporting.submission import matching_csv, track2_submission
 
     split, options = ensemble.submission.split, ensemble.submission
-    texts = captions[(captions["split"] == split)].dropna(subset=["text_id"]).drop_duplicates("text_id")
+    texts = pairs[pairs["split"] == split].dropna(subset=["text_id"]).drop_duplicates("text_id")
     if texts.empty:
-        there = ", ".join(sorted(captions["split"].unique()))
+        there = ", ".join(sorted(pairs["split"].unique()))
         raise ValueError(f"ensemble.submission.split is '{split}', which has no texts; the splits are {there}")
     ranked = ranking[(ranking["split"] == split) & (ranking["direction"] == "t2i")]
     matched = matching[matching["split"] == split]
@@ -106,11 +113,11 @@ def write_submission(
 
 
 def write_predictions(
-    captions: DataFrame, ranking: DataFrame, matching: DataFrame, ensemble: EnsembleConfig
+    pairs: DataFrame, ranking: DataFrame, matching: DataFrame, ensemble: EnsembleConfig
 ) -> tuple[dict[str, Any], DataFrame]:
     """The same two files for new data, which is `test` whatever split the recipe submits."""
     submission = ensemble.submission.model_copy(update={"split": "test"})
-    return write_submission(captions, ranking, matching, ensemble.model_copy(update={"submission": submission}))
+    return write_submission(pairs, ranking, matching, ensemble.model_copy(update={"submission": submission}))
 
 
 def make_leaderboard(ensemble_metrics: DataFrame, *member_metrics: DataFrame) -> tuple[DataFrame, Figure]:

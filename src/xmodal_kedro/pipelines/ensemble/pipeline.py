@@ -21,12 +21,12 @@ def create_pipeline(members: list[str]) -> Pipeline:
             Node(
                 nodes.judge_ensemble,
                 ["captions", "fusion", *options, "params:evaluation", *embeddings],
-                ["ensemble_metrics", "comparison"],
+                ["ensemble_metrics", "comparison", "rank_histogram"],
                 name="judge_ensemble",
             ),
             Node(
                 nodes.write_submission,
-                ["captions", "ranking", "matching", "params:ensemble"],
+                ["pairs", "ranking", "matching", "params:ensemble"],
                 ["submission", "matching_submission"],
                 name="write_submission",
             ),

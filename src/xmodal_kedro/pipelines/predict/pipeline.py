@@ -42,7 +42,7 @@ def create_pipeline(members: list[str]) -> Pipeline:
             ),
             Node(
                 ensemble.write_predictions,
-                ["predict_captions", "predict_ranking", "predict_matching", "params:ensemble"],
+                ["predict_raw_pairs", "predict_ranking", "predict_matching", "params:ensemble"],
                 ["predict_submission", "predict_matching_submission"],
                 name="write_predictions",
             ),
