@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from tests.conftest import make_project, run_kedro, small_parameters
 
 MEMBERS = ["vit", "resnet"]

@@ -13,8 +13,8 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
-from tests.reference import letterbox as reference
 
+from tests.reference import letterbox as reference
 from xmodal_kedro.data.letterbox import UndecodableImageError, decode, letterbox, render, squash, to_rgb
 
 GOLDEN = {

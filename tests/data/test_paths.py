@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference import paths as reference
 
+from tests.reference import paths as reference
 from xmodal_kedro.data.paths import ImageTree, PathError, confine
 
 

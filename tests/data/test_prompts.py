@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tests.conftest import SHARED
 
+from tests.conftest import SHARED
 from xmodal_kedro.config.data import GroupPrompts, PromptsConfig
 from xmodal_kedro.config.recipe import RecipeError, read_recipe
 from xmodal_kedro.data.attributes import Vocabulary

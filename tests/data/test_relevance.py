@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference import relevance as reference
 
+from tests.reference import relevance as reference
 from xmodal_kedro.config.data import RelevanceConfig
 from xmodal_kedro.data.relevance import relevance_keys, text_to_image_relevance
 

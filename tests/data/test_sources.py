@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference import pair_checks
 
+from tests.reference import pair_checks
 from xmodal_kedro.config.data import Columns, DataConfig, GroupRule, Source
 from xmodal_kedro.data.image_bytes import iterate_image_bytes
 from xmodal_kedro.data.quarantine import check_share

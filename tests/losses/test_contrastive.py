@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 from open_clip.loss import ClipLoss
-from tests.reference import contrastive as reference
 from torch import Tensor
 from torch.nn import functional as F
 
+from tests.reference import contrastive as reference
 from xmodal_kedro.losses.contrastive import contrastive_loss
 
 KEYS = {

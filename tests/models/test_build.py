@@ -10,10 +10,10 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from tests.models.small import SIZE, SMALL, TEXTS, small_backbone
 from torch import nn
 from transformers import BertConfig, BertTokenizer, ChineseCLIPModel, ChineseCLIPProcessor
 
+from tests.models.small import SIZE, SMALL, TEXTS, small_backbone
 from xmodal_kedro.config.member import BackboneConfig
 from xmodal_kedro.models import build, family
 from xmodal_kedro.models.backbone import ArchitectureError, MissingWeightsError

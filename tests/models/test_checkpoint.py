@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
-from tests.models.small import SIZE, SMALL, TEXTS, small_backbone, small_member
 
+from tests.models.small import SIZE, SMALL, TEXTS, small_backbone, small_member
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.models import build
 from xmodal_kedro.models.checkpoint import read_checkpoint, write_checkpoint

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.models.small import SIZE, SMALL, TEXTS, small_backbone
 from torch import Tensor
 
+from tests.models.small import SIZE, SMALL, TEXTS, small_backbone
 from xmodal_kedro.config.member import AugmentConfig, LossConfig
 from xmodal_kedro.models import registered
 from xmodal_kedro.models.backbone import Backbone, Batch, Tokens, TrainState, trimmed

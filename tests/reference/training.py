@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pandas as pd
 import torch
-from tests.reference.contrastive import contrastive_loss
 from torch.nn import functional as F
 
+from tests.reference.contrastive import contrastive_loss
 from xmodal_kedro.config.member import TrainConfig
 from xmodal_kedro.models.backbone import Backbone
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from tests.reference import bootstrap as reference
 
+from tests.reference import bootstrap as reference
 from xmodal_kedro.retrieval import bootstrap as module
 from xmodal_kedro.retrieval.bootstrap import interval, paired_difference
 

@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from tests.reference import metrics as reference
 
+from tests.reference import metrics as reference
 from xmodal_kedro.retrieval.chance import chance
 
 METRICS = ["recall_at_1", "recall_at_3", "map_at_1", "map_at_3", "map_at_10", "map_at_3_challenge",

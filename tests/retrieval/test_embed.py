@@ -7,9 +7,9 @@ import threading
 import numpy as np
 import pytest
 import torch
-from tests.models.small import SIZE, SMALL, TEXTS, small_backbone
 from torch.nn import functional as F
 
+from tests.models.small import SIZE, SMALL, TEXTS, small_backbone
 from xmodal_kedro.models.backbone import Backbone
 from xmodal_kedro.retrieval.embed import embed_images, embed_texts
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-from tests.reference import metrics as reference
 
+from tests.reference import metrics as reference
 from xmodal_kedro.retrieval.fuse import DevPart, search_weights
 from xmodal_kedro.retrieval.normalise import normalised
 from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores

@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference import matching as reference
 
+from tests.reference import matching as reference
 from xmodal_kedro.retrieval import match as module
 from xmodal_kedro.retrieval.match import MatchTooLargeError, assign, best_of_each
 from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores

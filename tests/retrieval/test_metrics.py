@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
-from tests.reference import metrics as reference
 
+from tests.reference import metrics as reference
 from xmodal_kedro.retrieval.match import assign
 from xmodal_kedro.retrieval.metric_names import higher_is_better, parse
 from xmodal_kedro.retrieval.metrics import evaluate, judge, judge_both, metric_names, metric_table, per_query, pool

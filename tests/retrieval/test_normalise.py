@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference import normalise as reference
 
+from tests.reference import normalise as reference
 from xmodal_kedro.retrieval import normalise as module
 from xmodal_kedro.retrieval.normalise import NORMALISATIONS, normalisation, normalised, row_statistics
 from xmodal_kedro.retrieval.rank import rank

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
-from tests.reference import ranks as reference
 
+from tests.reference import ranks as reference
 from xmodal_kedro.retrieval import rank as rank_module
 from xmodal_kedro.retrieval.counts import count_by_passes, count_by_search
 from xmodal_kedro.retrieval.normalise import normalised

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from tests.reference.ranks import exact_scores
 
+from tests.reference.ranks import exact_scores
 from xmodal_kedro.retrieval import scores as scores_module
 from xmodal_kedro.retrieval.normalise import normalised
 from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, ScoreSource, Transposed, WeightedScores

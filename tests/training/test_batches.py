@@ -16,8 +16,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.models.small import SIZE, small_backbone
 
+from tests.models.small import SIZE, small_backbone
 from xmodal_kedro.models.backbone import Backbone
 from xmodal_kedro.training.batches import Pairs, deal, prefetched
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from tests.models.small import SIZE, SMALL, small_backbone, small_member
 from tests.reference import training as reference
-
 from xmodal_kedro.config.member import LossConfig, TrainConfig
 from xmodal_kedro.models.backbone import Backbone
 from xmodal_kedro.training.batches import deal
