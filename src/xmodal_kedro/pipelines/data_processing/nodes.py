@@ -28,19 +28,27 @@ def draw_synthetic_traffic(synthetic: SyntheticConfig) -> dict[str, Any]:
 
 def read_pairs(data: DataConfig, drawn: dict[str, Any] | None = None) -> tuple[DataFrame, DataFrame]:
     """Read every source to one pair table, and the rows that cannot be used to a quarantine table."""
-    from xmodal_kedro.data.quarantine import check_share
     from xmodal_kedro.data.readers import read_pairs as read
 
     result = read(data, project_path())
-    check_share(result.quarantine, result.rows, 0, data.max_bad_share)
     log.info("Read %d rows: %d pairs, %d set aside", result.rows, len(result.pairs), len(result.quarantine))
     return result.pairs, result.quarantine
 
 
-def pack_images(raw_pairs: DataFrame, data: DataConfig, images: ImagesConfig) -> tuple[ImageStore, DataFrame]:
-    """Decode, fit and pack each image once; a store of the same files and settings is used again."""
-    from xmodal_kedro.data.image_store import pack_or_reuse
+def pack_images(
+    raw_pairs: DataFrame, row_quarantine: DataFrame, data: DataConfig, images: ImagesConfig
+) -> tuple[ImageStore, DataFrame]:
+    """Decode, fit and pack each image once; a store of the same files and settings is used again.
 
+    Too many bad rows stop the run here: what was set aside is saved by now, and nothing long has begun.
+    """
+    import pandas as pd
+
+    from xmodal_kedro.data.image_store import pack_or_reuse
+    from xmodal_kedro.data.quarantine import check_share
+
+    rows = pd.concat([raw_pairs, row_quarantine])[["source", "row"]].drop_duplicates()
+    check_share(row_quarantine, len(rows), 0, data.max_bad_share)
     with_image = raw_pairs.dropna(subset=["image_id"]).drop_duplicates("image_id")
     items = list(zip(with_image["image_id"], with_image["path"], strict=True))
     store, quarantine = pack_or_reuse(items, project_path() / data.root, project_path() / images.store, images)
@@ -52,7 +60,7 @@ def clean_pairs(
     raw_pairs: DataFrame, row_quarantine: DataFrame, image_quarantine: DataFrame, data: DataConfig
 ) -> tuple[DataFrame, DataFrame]:
     """Drop pairs whose image is unreadable, cut dev from train by image, and stop if too much is bad."""
-    from xmodal_kedro.data.quarantine import check_share, merge
+    from xmodal_kedro.data.quarantine import check_share
     from xmodal_kedro.data.splits import cut_dev
 
     check_share(image_quarantine, 0, raw_pairs["image_id"].nunique(), data.max_bad_share)
@@ -60,7 +68,7 @@ def clean_pairs(
     for (split, group), rows_of in pairs.groupby(["split", "group"], sort=False):
         images, texts = rows_of["image_id"].nunique(), rows_of["text_id"].nunique()
         log.info("%-5s %-10s %6d images %6d texts", split, group, images, texts)
-    return pairs, merge(row_quarantine, image_quarantine)
+    return pairs, _quarantine(row_quarantine, image_quarantine)
 
 
 def clean_queries(
@@ -76,11 +84,11 @@ def clean_queries(
     The captions that the members were trained on supply the vocabulary, where it is learned.
     """
     from xmodal_kedro.data.prompts import augment
-    from xmodal_kedro.data.quarantine import check_share, merge
+    from xmodal_kedro.data.quarantine import check_share
 
     check_share(image_quarantine, 0, raw_pairs["image_id"].nunique(), predict.max_bad_share)
     queries = augment(_readable(raw_pairs, image_quarantine), prompts, _vocabulary(captions, prompts))
-    return queries, merge(row_quarantine, image_quarantine)
+    return queries, _quarantine(row_quarantine, image_quarantine)
 
 
 def make_captions(pairs: DataFrame, prompts: PromptsConfig) -> DataFrame:
@@ -90,6 +98,16 @@ def make_captions(pairs: DataFrame, prompts: PromptsConfig) -> DataFrame:
     captions = augment(pairs, prompts, _vocabulary(pairs, prompts))
     log.info("%d captions from %d pairs", len(captions), len(pairs))
     return captions
+
+
+def _quarantine(*tables: DataFrame) -> DataFrame:
+    """All that was set aside, with a line in the log per reason."""
+    from xmodal_kedro.data.quarantine import counts, merge
+
+    quarantine = merge(*tables)
+    for found in counts(quarantine).itertuples():
+        log.warning("Set aside: %d x %s (%s); see the dataset quarantine", found.count, found.reason, found.kind)
+    return quarantine
 
 
 def _readable(pairs: DataFrame, image_quarantine: DataFrame) -> DataFrame:

@@ -23,7 +23,7 @@ def create_pipeline(*, synthetic: bool) -> Pipeline:
             Node(nodes.read_pairs, read_inputs, ["raw_pairs", "row_quarantine"], name="read_pairs"),
             Node(
                 nodes.pack_images,
-                ["raw_pairs", "params:data", "params:images"],
+                ["raw_pairs", "row_quarantine", "params:data", "params:images"],
                 ["images", "image_quarantine"],
                 name="pack_images",
             ),

@@ -17,7 +17,7 @@ def create_pipeline(members: list[str]) -> Pipeline:
             ),
             Node(
                 data.pack_images,
-                ["predict_raw_pairs", "params:predict", "params:images"],
+                ["predict_raw_pairs", "predict_row_quarantine", "params:predict", "params:images"],
                 ["predict_images", "predict_image_quarantine"],
                 name="pack_new_images",
             ),

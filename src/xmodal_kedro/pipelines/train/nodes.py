@@ -46,9 +46,17 @@ def train_member(
     backbone = build(member.backbone, member.train.seed, texts=examples["text"].unique().tolist())
     slices = cut_slices(captions, relevance, ["dev"])
     evaluate = dev_metrics(slices, images, member.embed, evaluation, device) if slices else None
-    with metric_sink(member.name) as report:
+    log.info("%s: %d pairs on %s", member.name, len(examples), device)
+    with metric_sink(member.name) as sink:
+
+        def report(step: int, numbers: dict[str, float]) -> None:
+            sink(step, numbers)
+            if f"dev/{member.train.metric}" in numbers:
+                value = numbers[f"dev/{member.train.metric}"]
+                log.info("%s: after step %d dev %s is %.4f", member.name, step, member.train.metric, value)
+
         result = train(backbone, images.pixels, examples, evaluate, member.train, device, report, member.name)
-    log.info("%s: kept epoch %d, dev %s %s", member.name, result.best_epoch, member.train.metric, result.best_metric)
+    log.info("%s: kept epoch %d of %d", member.name, result.best_epoch, int(result.history["epoch"].max()))
     directory = staging(member.name)
     kept = result.history.set_index("epoch").loc[result.best_epoch].dropna().to_dict()
     made_by = {"captions": table_fingerprint(captions), "images": images.fingerprint}
