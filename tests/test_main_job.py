@@ -143,6 +143,27 @@ def test_a_misspelt_key_fails_before_any_node(tmp_path: Path) -> None:
     assert not (project / "data/01_raw").exists()
 
 
+def test_new_data_is_ranked_by_the_saved_members(finished_project: Path, tmp_path: Path) -> None:
+    test = finished_project / "data/01_raw/synthetic_traffic/test"
+    new = tmp_path / "new"
+    (new / "test/test_images").mkdir(parents=True)
+    for image in sorted((test / "test_images").glob("vehicle_*.jpg"))[:12]:
+        (new / "test/test_images" / image.name).write_bytes(image.read_bytes())
+    (new / "test/test_images/vehicle_9.jpg").write_text("<html>not found</html>")
+    (new / "test/test_text.txt").write_text("This is a white Audi Sedan.\nA red Yutong Bus.\n")
+    before = {member: versions(finished_project, f"{member}/checkpoint") for member in MEMBERS}
+    parameters = small_parameters(**{"predict.root": new, "predict.max_bad_share": 0.2})
+    result = run_kedro(finished_project, "run", "--pipelines=predict", parameters)
+    assert "Set aside: 1 x" in result.stderr
+    assert before == {member: versions(finished_project, f"{member}/checkpoint") for member in MEMBERS}
+    submission = json.loads(latest(finished_project, "predict/submission.json").read_text())
+    assert [entry["text"] for entry in submission["results"]] == ["This is a white Audi Sedan.", "A red Yutong Bus."]
+    assert all(len(set(entry["image_names"])) == 10 for entry in submission["results"])
+    matched = pd.read_csv(latest(finished_project, "predict/result.csv"))["image_name"]
+    assert matched.is_unique
+    assert len(matched) == 2
+
+
 def test_the_old_spelling_of_pipelines_still_works(finished_project: Path) -> None:
     result = run_kedro(finished_project, "run", "--pipeline=evaluate", "--namespaces=resnet", small_parameters())
     assert "resnet.evaluate_member" in result.stdout + result.stderr
