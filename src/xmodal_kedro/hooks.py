@@ -63,9 +63,10 @@ class ProjectHook:
         """Print the leaderboard, if this run made one, and where everything lies."""
         outputs = pipeline.all_outputs()
         if "leaderboard" in outputs:
-            from xmodal_kedro.reporting.leaderboard import render
+            from xmodal_kedro.reporting.leaderboard import render, render_gain
 
-            print(render(catalog.load("leaderboard")))
+            print(f"\n{render(catalog.load('leaderboard'))}")
+            print(render_gain(catalog.load("comparison")))
         places = {name: self._place(catalog, name) for name in sorted(outputs)}
         width = max(map(len, places), default=0)
         print("\nWritten by this run:")

@@ -95,6 +95,23 @@ def render(board: pd.DataFrame, columns: Sequence[str] | None = None, width: int
     return text.getvalue()
 
 
+def render_gain(comparison: pd.DataFrame) -> str:
+    """What the ensemble gains over the member that is best on dev, a line per direction and metric.
+
+    Args:
+        comparison: Columns `split, member, direction, metric, difference, low, high, p` and, where there is a dev
+            split, `best_on_dev`; without one every member is listed.
+    """
+    rows = comparison[comparison["best_on_dev"]] if "best_on_dev" in comparison else comparison
+    lines = []
+    for row in rows.to_dict("records"):
+        change, low, high = (100 * row[name] for name in ("difference", "low", "high"))
+        what = f"{row['direction']} {row['metric']:<13} ensemble - {row['member']}"
+        lines.append(f"  {what}: {change:+5.1f} [{low:+.1f}, {high:+.1f}], p = {row['p']:.3f}")
+    title = f"Gain on {comparison['split'].iloc[0]} over the member that is best on dev (paired, in points):"
+    return "\n".join([title, *lines])
+
+
 def _best(rows: pd.DataFrame, name: str) -> set[object]:
     """Index of the rows with the best value, chance aside."""
     values = rows.loc[rows["member"] != CHANCE, name].dropna()

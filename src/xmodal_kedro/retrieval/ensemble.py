@@ -201,6 +201,16 @@ def compare(
     return pd.DataFrame(rows)
 
 
+def best_member(dev: dict[str, dict[str, list[Judged]]], fusion: FusionConfig) -> str:
+    """The member that is best on dev by the metric and direction of the fusion, over all groups."""
+    place = ("t2i", "i2t").index(fusion.direction)
+    values = {
+        name: pool([judged[place] for judged in groups.values()]).values[fusion.metric].mean()
+        for name, groups in dev.items()
+    }
+    return max(values, key=lambda name: values[name])
+
+
 def _origins(members: Sequence[Member]) -> dict[str, Any]:
     return {member.name: member.images.meta["fingerprints"] for member in members}
 

@@ -70,7 +70,7 @@ def judge_ensemble(
 
     from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.reporting.figures import rank_histogram
-    from xmodal_kedro.retrieval.ensemble import compare, fused_scores, pair_members
+    from xmodal_kedro.retrieval.ensemble import best_member, compare, fused_scores, pair_members
     from xmodal_kedro.retrieval.judge import embedding_scores, judge_slices, judged_table
     from xmodal_kedro.retrieval.slices import cut_slices
 
@@ -86,6 +86,9 @@ def judge_ensemble(
     of_members = {name: found[split] for name, found in alone.items()}
     comparison = compare(judged[split], of_members, list(metrics), evaluation.seed)
     comparison.insert(0, "split", split)
+    if "dev" in judged:
+        best = best_member({name: found["dev"] for name, found in alone.items()}, ensemble.fusion)
+        comparison["best_on_dev"] = comparison["member"] == best
     ranks = {
         name: np.concatenate([both[0].values["mean_rank"] for both in groups.values()])
         for name, groups in (of_members | {"ensemble": judged[split]}).items()
