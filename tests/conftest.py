@@ -17,10 +17,10 @@ Kedro = Callable[..., subprocess.CompletedProcess[str]]
 
 # Small enough for seconds, large enough that what is learned can be told from chance.
 SMALL = {
-    "synthetic.train": 900,
-    "synthetic.val": 160,
+    "synthetic.train": 1200,
+    "synthetic.val": 240,
     "synthetic.test": 80,
-    "vit.train.epochs": 3,
+    "vit.train.epochs": 4,
     "resnet.train.epochs": 3,
     "evaluation.bootstrap": 200,
 }
