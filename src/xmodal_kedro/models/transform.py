@@ -31,7 +31,7 @@ class ImageTransform:
         self,
         pixels: Tensor,  # [B, S, S, 3] uint8
         generator: torch.Generator | None = None,
-    ) -> Tensor:  # [B, 3, size, size]
+    ) -> Tensor:  # [B, 3, size, size], channels last in memory
         """Transform a batch.
 
         Args:
@@ -62,7 +62,7 @@ class ImageTransform:
             images = _resample(images, weights, weights)
         mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
-        return images.mul_(1 / (255 * std)).sub_(mean / std)
+        return images.mul_(1 / (255 * std)).sub_(mean / std).contiguous(memory_format=torch.channels_last)
 
 
 def draw_views(
