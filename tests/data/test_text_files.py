@@ -84,7 +84,11 @@ def test_empty_file_and_separators_inside_a_line() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.text(st.characters(exclude_categories=["Cs"])), st.sampled_from(["utf-8-sig", "utf-16", "utf-32"]))
+@given(
+    # A NUL behind the mark of UTF-16 is the mark of UTF-32: texts hold none.
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+    st.sampled_from(["utf-8-sig", "utf-16", "utf-32"]),
+)
 def test_any_text_survives_a_byte_order_mark(text: str, encoding: str) -> None:
     expected = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     assert decode(text.encode(encoding)) == expected
