@@ -16,7 +16,7 @@ MAX_KEY = 250  # characters, MLflow's limit for names
 MAX_PARAM = 6000
 MAX_TAG = 8000
 
-NAME_COLUMNS = ("member", "split", "group", "direction", "metric")
+NAME_COLUMNS = ("split", "group", "direction", "metric")
 
 
 def clean_key(name: str) -> str:
@@ -62,7 +62,7 @@ def metrics_of(data: Any) -> dict[str, float]:
 
     Args:
         data: A DataFrame with the columns `metric` and `value`, named also by those of `split`, `group`, `direction`
-            and `member` that it has, with optional `low` and `high`; or a mapping, nested or not.
+            that it has, with optional `low` and `high`; or a mapping, nested or not.
 
     Returns:
         For example ``val.vehicle.t2i.map_at_10`` with ``val.vehicle.t2i.map_at_10_low`` and ``..._high``.
