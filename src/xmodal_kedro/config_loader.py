@@ -16,6 +16,13 @@ from omegaconf import OmegaConf
 
 BASE, LOCAL = "base", "local"
 
+CONFIG_LOADER_ARGS = {
+    "base_env": BASE,
+    "default_run_env": LOCAL,
+    "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
+    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},
+}
+
 
 class RecipeConfigLoader(OmegaConfigLoader):
     """Kedro's config loader over a chain of environments; the last one made is the active recipe."""
@@ -95,9 +102,7 @@ def active_parameters() -> dict[str, Any]:
     """
     loader = RecipeConfigLoader.active
     if loader is None:
-        from xmodal_kedro import settings  # settings import this module
-
-        loader = RecipeConfigLoader(project_path() / "conf", os.environ.get("KEDRO_ENV"), **settings.CONFIG_LOADER_ARGS)
+        loader = RecipeConfigLoader(project_path() / "conf", os.environ.get("KEDRO_ENV"), **CONFIG_LOADER_ARGS)
     return loader["parameters"]
 
 

@@ -6,8 +6,7 @@ import pytest
 import yaml
 from kedro.config import MissingConfigException
 
-from xmodal_kedro import settings
-from xmodal_kedro.config_loader import RecipeConfigLoader, active_parameters, layers_of
+from xmodal_kedro.config_loader import CONFIG_LOADER_ARGS, RecipeConfigLoader, active_parameters, layers_of
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +35,7 @@ def write(conf: Path, name: str, content: dict) -> None:
 
 
 def parameters(conf: Path, env: str | None, **runtime_params: object) -> dict:
-    return RecipeConfigLoader(conf, env, runtime_params=runtime_params, **settings.CONFIG_LOADER_ARGS)["parameters"]
+    return RecipeConfigLoader(conf, env, runtime_params=runtime_params, **CONFIG_LOADER_ARGS)["parameters"]
 
 
 def test_without_an_environment_base_and_local_are_read(conf: Path) -> None:
@@ -63,7 +62,7 @@ def test_runtime_parameters_come_after_every_layer(conf: Path) -> None:
 
 
 def test_the_catalog_of_base_is_there_under_every_environment(conf: Path) -> None:
-    loader = RecipeConfigLoader(conf, "traffic_twin", **settings.CONFIG_LOADER_ARGS)
+    loader = RecipeConfigLoader(conf, "traffic_twin", **CONFIG_LOADER_ARGS)
     assert loader["catalog"] == {"pairs": {"type": "MemoryDataset"}}
 
 
