@@ -116,10 +116,20 @@ def test_a_second_run_keeps_the_old_versions_and_load_versions_reproduces(finish
     assert sorted(fusion["members"]) == MEMBERS
 
     version = before["vit"][0].name
-    pinned = ",".join(f"vit.{name}:{version}" for name in ("image_embeddings", "text_embeddings", "metrics"))
+    pinned = ",".join(f"vit.{side}_embeddings:{version}" for side in ("image", "text"))
     run_kedro(project, "run", "--pipelines=ensemble", f"--load-versions={pinned}", small_parameters())
     assert latest(project, "ensemble/metrics.csv").read_bytes() == old
     assert combined_versions(project)["vit.image_embeddings"] == version
+    board = pd.read_csv(latest(project, "08_reporting/leaderboard.csv")).set_index(["group", "member"])
+    first = on_val(pd.read_csv(versions(project, "vit/metrics.csv")[0] / "metrics.csv"), "map_at_10")
+    assert board.loc[("all", "vit"), "t2i.map_at_10"] == first["value"]
+
+
+def test_a_misspelt_dataset_of_load_versions_is_named(finished_project: Path) -> None:
+    wrong = "--load-versions=vti.image_embeddings:2026-01-01T00.00.00.000Z"
+    result = run_kedro(finished_project, "run", "--pipelines=ensemble", wrong, check=False)
+    assert result.returncode != 0
+    assert "did you mean 'vit.image_embeddings'?" in result.stdout + result.stderr
 
 
 def combined_versions(project: Path) -> dict[str, str]:

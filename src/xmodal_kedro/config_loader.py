@@ -58,6 +58,11 @@ class RecipeConfigLoader(OmegaConfigLoader):
             merged = OmegaConf.to_container(OmegaConf.merge(merged, config)) if soft else merged | config  # type: ignore[assignment]
         if not read and key != "globals":
             raise MissingConfigException(f"none of {self.layers} in {self.conf_source} has a file for '{key}'")
+        if key == "catalog" and (recipe := [layer for layer in self.layers if layer not in (BASE, LOCAL)]):
+            # What one recipe wrote must not be taken for another's: each environment has a folder of its own.
+            for entry in merged.values():
+                if isinstance(entry, dict) and str(entry.get("filepath", "")).startswith("data/"):
+                    entry["filepath"] = f"data/{recipe[-1]}/" + entry["filepath"].removeprefix("data/")
         if key == "parameters":
             # Members of a lower layer that this recipe does not use are no typing errors; they are just not there.
             for name in known_members - set(merged.get("member_names") or []):

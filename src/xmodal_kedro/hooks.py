@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 from pathlib import Path
@@ -32,14 +33,19 @@ class ProjectHook:
         try:
             self.recipe = read_recipe(context.config_loader["parameters"])
         except RecipeError as error:
-            raise click.ClickException(
-                str(error)
-            ) from error  # the command line then shows the message without a traceback
+            # The command line shows such an exception as its message, without a traceback.
+            raise click.ClickException(str(error)) from error
         self.project = Path(context.project_path)
 
     @hook_impl(tryfirst=True)
-    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+    def before_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline) -> None:
         """Look for data, weights, disk and memory before the first node, and before a tracked run is opened."""
+        for name in run_params.get("load_versions") or {}:
+            # A factory pattern takes any name, so Kedro itself would pass over a misspelt one.
+            if name not in pipeline.inputs():
+                near = difflib.get_close_matches(name, pipeline.inputs(), n=1)
+                hint = f", did you mean '{near[0]}'?" if near else f"; it reads {', '.join(sorted(pipeline.inputs()))}"
+                raise click.ClickException(f"--load-versions names '{name}', which this run does not read{hint}")
         recipe = self.recipe
         tags = {tag for node in pipeline.nodes for tag in node.tags}
         reads = [recipe.data] if "data_processing" in tags else []
@@ -66,7 +72,8 @@ class ProjectHook:
             from xmodal_kedro.reporting.leaderboard import render, render_gain
 
             print(f"\n{render(catalog.load('leaderboard'))}")
-            print(render_gain(catalog.load("comparison")))
+            if len(self.recipe.members) > 1:
+                print(render_gain(catalog.load("comparison")))
         places = {name: self._place(catalog, name) for name in sorted(outputs)}
         width = max(map(len, places), default=0)
         print("\nWritten by this run:")

@@ -66,6 +66,13 @@ def test_the_catalog_of_base_is_there_under_every_environment(conf: Path) -> Non
     assert loader["catalog"] == {"pairs": {"type": "MemoryDataset"}}
 
 
+def test_what_an_environment_writes_lies_in_a_folder_of_its_own(conf: Path) -> None:
+    write(conf, "base/catalog.yml", {"pairs": {"type": "json.JSONDataset", "filepath": "data/03_primary/pairs.json"}})
+    for env, path in ((None, "data/03_primary"), ("traffic", "data/traffic/03_primary")):
+        loader = RecipeConfigLoader(conf, env, **CONFIG_LOADER_ARGS)
+        assert loader["catalog"]["pairs"]["filepath"] == f"{path}/pairs.json"
+
+
 def test_an_unknown_environment_names_those_there(conf: Path) -> None:
     with pytest.raises(MissingConfigException, match=r"no environment 'trafic'.*traffic, traffic_twin"):
         layers_of(conf, "trafic")

@@ -33,7 +33,7 @@ class FusionConfig(Frozen):
 class SubmissionConfig(Frozen):
     """The file at the end."""
 
-    split: Literal["dev", "val", "test"] = "test"
+    split: Literal["dev", "val", "test"] | None = Field(None, description="by default test if it has texts, else val")
     top_k: int = Field(10, ge=1)
     name_column: str = Field("image_name", description="column of the matching CSV")
 

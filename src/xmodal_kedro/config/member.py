@@ -32,7 +32,7 @@ class LossConfig(Frozen):
     """The contrastive loss."""
 
     multi_positive: Literal["none", "text", "relevance_key"] = Field(
-        "text", description="which rows of a batch are positives of each other besides the diagonal"
+        "relevance_key", description="which rows of a batch are positives of each other besides the diagonal"
     )
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
     truncation: float = Field(

@@ -13,15 +13,16 @@ def track2_submission(texts: pd.DataFrame, ranked: pd.DataFrame, top_k: int = 10
 
     Args:
         texts: `text_id, text` of the queries, one row each, in the order of the file they came from.
-        ranked: `query_id, rank, gallery_id` with at least `top_k` rows per query; ids of images are file names, paths
-            (their last part is submitted) or names of the user's own.
+        ranked: `query_id, rank, gallery_id`; ids of images are file names, paths (their last part is submitted where
+            no other image has it, else the whole) or names of the user's own.
         top_k: Images per query, 10 in track 2.
 
     Returns:
-        `{"results": [{"text": ..., "image_names": [...]}, ...]}`, an entry per row of `texts`.
+        `{"results": [{"text": ..., "image_names": [...]}, ...]}`, an entry per row of `texts`; where a gallery is
+        smaller than `top_k`, all of it.
 
     Raises:
-        ValueError: A query has fewer images, or two images share a file name.
+        ValueError: A query has no image at all.
     """
     names = _file_names(ranked["gallery_id"])
     best = ranked[ranked["rank"] <= top_k].sort_values(["query_id", "rank"], kind="stable")
@@ -29,11 +30,10 @@ def track2_submission(texts: pd.DataFrame, ranked: pd.DataFrame, top_k: int = 10
     results = []
     for query, text in zip(texts["text_id"], texts["text"], strict=True):
         found = images.get(query, [])
-        if len(found) < top_k:
+        if not found:
             raise ValueError(
-                f"query {query} ('{text}') has {len(found)} ranked images, but a submission needs {top_k}: "
-                "its gallery (the images of its group in this split) is too small, or the rankings were cut shorter. "
-                "Add images, or set ensemble.submission.top_k."
+                f"query {query} ('{text}') has no ranked images: there is no image of its group in this split. Add "
+                "images, or correct data.groups so that queries and images fall into the same group."
             )
         results.append({"text": text.strip(), "image_names": found})
     return {"results": results}
@@ -44,17 +44,17 @@ def matching_csv(texts: pd.DataFrame, matched: pd.DataFrame, name_column: str = 
 
     Args:
         texts: `text_id` of the queries in the order of the file they came from.
-        matched: `text_id, image_id`, each at most once.
+        matched: `group, text_id, image_id`; in a group each at most once.
         name_column: Its header.
 
     Returns:
         A row per query: the file name of its image, empty where there were more queries than images.
 
     Raises:
-        ValueError: A query or an image is matched twice, or two images share a file name.
+        ValueError: A query or an image is matched twice.
     """
     for column in ("text_id", "image_id"):
-        if (twice := matched[column].duplicated()).any():
+        if (twice := matched.duplicated(["group", column])).any():
             raise ValueError(f"{column} {matched.loc[twice, column].iloc[0]} is matched twice: this is not one to one.")
     names = _file_names(matched["image_id"])
     partner = dict(zip(matched["text_id"], matched["image_id"].map(names), strict=True))
@@ -62,13 +62,7 @@ def matching_csv(texts: pd.DataFrame, matched: pd.DataFrame, name_column: str = 
 
 
 def _file_names(images: pd.Series) -> dict[str, str]:
-    """Image id to the last part of its path."""
-    owner: dict[str, str] = {}
-    for image in images.unique():
-        name = PurePosixPath(image).name
-        if owner.setdefault(name, image) != image:
-            raise ValueError(
-                f"the images {owner[name]} and {image} have the same file name, so a submission cannot tell them "
-                "apart: rename one, or give the source a column image_id."
-            )
-    return {image: name for name, image in owner.items()}
+    """Image id to the last part of its path, or to the whole path where another image has the same last part."""
+    distinct = pd.Series(images.unique(), dtype="str")
+    names = distinct.map(lambda image: PurePosixPath(image).name)
+    return dict(zip(distinct, names.where(~names.duplicated(keep=False), distinct), strict=True))

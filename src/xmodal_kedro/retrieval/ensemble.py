@@ -104,6 +104,25 @@ def choose_weights(members: Sequence[Member], dev: Sequence[Slice], fusion: Fusi
     }
 
 
+def check_fusion(fusion: dict[str, Any], members: Sequence[Member]) -> list[str]:
+    """Refuse weights that were chosen for other members.
+
+    Returns:
+        The members that were trained again since, so that their weights were chosen for other scores.
+
+    Raises:
+        ValueError: The members are not those of the fusion.
+    """
+    names = [member.name for member in members]
+    if sorted(fusion["weights"]) != sorted(names):
+        raise ValueError(
+            f"the fusion was chosen for {', '.join(sorted(fusion['weights']))}, but the members are "
+            f"{', '.join(sorted(names))}: run --pipelines=ensemble for these members first"
+        )
+    origins = _origins(members)
+    return [name for name in names if fusion["members"][name]["weights"] != origins[name]["weights"]]
+
+
 def fused_scores(members: Sequence[Member], weights: dict[str, float], fusion: FusionConfig) -> SliceScores:
     """The mixture of a slice in both directions; each is normalised along its own rows."""
 

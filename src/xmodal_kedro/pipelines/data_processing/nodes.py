@@ -35,6 +35,11 @@ def read_pairs(data: DataConfig, drawn: dict[str, Any] | None = None) -> tuple[D
     return result.pairs, result.quarantine
 
 
+def read_new_data(predict: DataConfig, data: DataConfig) -> tuple[DataFrame, DataFrame]:
+    """Read new images and queries; they fall into the groups of the recipe unless they have rules of their own."""
+    return read_pairs(predict.model_copy(update={"groups": predict.groups or data.groups}))
+
+
 def pack_images(
     raw_pairs: DataFrame, row_quarantine: DataFrame, data: DataConfig, images: ImagesConfig
 ) -> tuple[ImageStore, DataFrame]:
@@ -57,17 +62,26 @@ def pack_images(
 
 
 def clean_pairs(
-    raw_pairs: DataFrame, row_quarantine: DataFrame, image_quarantine: DataFrame, data: DataConfig
+    raw_pairs: DataFrame,
+    row_quarantine: DataFrame,
+    image_quarantine: DataFrame,
+    images: ImageStore,
+    data: DataConfig,
 ) -> tuple[DataFrame, DataFrame]:
-    """Drop pairs whose image is unreadable, cut dev from train by image, and stop if too much is bad."""
+    """Drop pairs whose image is unreadable, cut dev from train, report leaks, and stop if too much is bad."""
+    from xmodal_kedro.data.leaks import same_pictures
     from xmodal_kedro.data.quarantine import check_share
     from xmodal_kedro.data.splits import cut_dev
 
     check_share(image_quarantine, 0, raw_pairs["image_id"].nunique(), data.max_bad_share)
     pairs = cut_dev(_readable(raw_pairs, image_quarantine), data.dev_share, data.seed, data.dev_by)
     for (split, group), rows_of in pairs.groupby(["split", "group"], sort=False):
-        images, texts = rows_of["image_id"].nunique(), rows_of["text_id"].nunique()
-        log.info("%-5s %-10s %6d images %6d texts", split, group, images, texts)
+        counts = rows_of["image_id"].nunique(), rows_of["text_id"].nunique()
+        log.info("%-5s %-10s %6d images %6d texts", split, group, *counts)
+    if "dev" not in set(pairs["split"]):
+        raise ValueError("no dev split: train has too few images to cut one, or no source has `split: train`")
+    for split, other, count in same_pictures(pairs, images):
+        log.warning("Leak: %d images of %s are the same pixels as images of %s under another name", count, split, other)
     return pairs, _quarantine(row_quarantine, image_quarantine)
 
 

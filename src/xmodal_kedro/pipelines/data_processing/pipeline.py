@@ -29,7 +29,7 @@ def create_pipeline(*, synthetic: bool) -> Pipeline:
             ),
             Node(
                 nodes.clean_pairs,
-                ["raw_pairs", "row_quarantine", "image_quarantine", "params:data"],
+                ["raw_pairs", "row_quarantine", "image_quarantine", "images", "params:data"],
                 ["pairs", "quarantine"],
                 name="clean_pairs",
             ),

@@ -44,10 +44,12 @@ def rank_ensemble(
 ) -> tuple[DataFrame, DataFrame]:
     """Fuse, and rank and match every split that has texts and images; each group on its own."""
     from xmodal_kedro.data.tables import table_fingerprint
-    from xmodal_kedro.retrieval.ensemble import fused_scores, match_slices, pair_members, rank_slices
+    from xmodal_kedro.retrieval.ensemble import check_fusion, fused_scores, match_slices, pair_members, rank_slices
     from xmodal_kedro.retrieval.slices import cut_slices
 
     members = pair_members(embeddings, table_fingerprint(captions))
+    for name in check_fusion(fusion, members):
+        log.warning("%s was trained again since its weight was chosen: run --pipelines=ensemble to choose anew", name)
     slices = cut_slices(captions, relevance, RANKED)
     scores = fused_scores(members, fusion["weights"], ensemble.fusion)
     ranking = rank_slices(slices, scores, max(ensemble.fusion.top_k, ensemble.submission.top_k))
@@ -64,12 +66,19 @@ def judge_ensemble(
     ensemble: EnsembleConfig,
     evaluation: EvaluationConfig,
     *embeddings: Embeddings,
-) -> tuple[DataFrame, DataFrame, Figure]:
-    """Metrics of the ensemble on dev and val; its paired difference to each member, and everybody's ranks, on val."""
+) -> tuple[DataFrame, DataFrame, Figure, DataFrame, Figure]:
+    """Judge the ensemble, and its members from the very embeddings that it combines.
+
+    Returns:
+        The ensemble's metrics on dev and val; on val its paired difference to each member, everybody's ranks, and the
+        leaderboard as a table and as a figure.
+    """
     import numpy as np
+    import pandas as pd
 
     from xmodal_kedro.data.tables import table_fingerprint
-    from xmodal_kedro.reporting.figures import rank_histogram
+    from xmodal_kedro.reporting.figures import leaderboard_bars, rank_histogram
+    from xmodal_kedro.reporting.leaderboard import leaderboard
     from xmodal_kedro.retrieval.ensemble import best_member, compare, fused_scores, pair_members
     from xmodal_kedro.retrieval.judge import embedding_scores, judge_slices, judged_table
     from xmodal_kedro.retrieval.slices import cut_slices
@@ -93,7 +102,10 @@ def judge_ensemble(
         name: np.concatenate([both[0].values["mean_rank"] for both in groups.values()])
         for name, groups in (of_members | {"ensemble": judged[split]}).items()
     }
-    return judged_table("ensemble", judged, evaluation), comparison, rank_histogram(ranks)
+    tables = [judged_table(name, found, evaluation) for name, found in [*alone.items(), ("ensemble", judged)]]
+    board = leaderboard(pd.concat(tables, ignore_index=True))
+    figure = leaderboard_bars(pd.concat(tables, ignore_index=True))
+    return tables[-1], comparison, rank_histogram(ranks), board, figure
 
 
 def write_submission(
@@ -102,7 +114,9 @@ def write_submission(
     """The ranked JSON and the one-to-one CSV of the split that the recipe submits, with its texts as they came."""
     from xmodal_kedro.reporting.submission import matching_csv, track2_submission
 
-    split, options = ensemble.submission.split, ensemble.submission
+    options = ensemble.submission
+    with_texts = set(pairs.loc[pairs["text_id"].notna(), "split"])
+    split = options.split or ("test" if "test" in with_texts else "val")
     texts = pairs[pairs["split"] == split].dropna(subset=["text_id"]).drop_duplicates("text_id")
     if texts.empty:
         there = ", ".join(sorted(pairs["split"].unique()))
@@ -121,14 +135,3 @@ def write_predictions(
     """The same two files for new data, which is `test` whatever split the recipe submits."""
     submission = ensemble.submission.model_copy(update={"split": "test"})
     return write_submission(pairs, ranking, matching, ensemble.model_copy(update={"submission": submission}))
-
-
-def make_leaderboard(ensemble_metrics: DataFrame, *member_metrics: DataFrame) -> tuple[DataFrame, Figure]:
-    """Members and ensemble side by side, as a table and a figure."""
-    import pandas as pd
-
-    from xmodal_kedro.reporting.figures import leaderboard_bars
-    from xmodal_kedro.reporting.leaderboard import leaderboard
-
-    metrics = pd.concat([*member_metrics, ensemble_metrics], ignore_index=True)
-    return leaderboard(metrics), leaderboard_bars(metrics)

@@ -21,7 +21,7 @@ def create_pipeline(members: list[str]) -> Pipeline:
             Node(
                 nodes.judge_ensemble,
                 ["captions", "fusion", *options, "params:evaluation", *embeddings],
-                ["ensemble_metrics", "comparison", "rank_histogram"],
+                ["ensemble_metrics", "comparison", "rank_histogram", "leaderboard", "leaderboard_figure"],
                 name="judge_ensemble",
             ),
             Node(
@@ -29,12 +29,6 @@ def create_pipeline(members: list[str]) -> Pipeline:
                 ["pairs", "ranking", "matching", "params:ensemble"],
                 ["submission", "matching_submission"],
                 name="write_submission",
-            ),
-            Node(
-                nodes.make_leaderboard,
-                ["ensemble_metrics", *(f"{member}.metrics" for member in members)],
-                ["leaderboard", "leaderboard_figure"],
-                name="make_leaderboard",
             ),
         ],
         tags="ensemble",

@@ -13,7 +13,10 @@ def create_pipeline(members: list[str]) -> Pipeline:
     read = Pipeline(
         [
             Node(
-                data.read_pairs, "params:predict", ["predict_raw_pairs", "predict_row_quarantine"], name="read_new_data"
+                data.read_new_data,
+                ["params:predict", "params:data"],
+                ["predict_raw_pairs", "predict_row_quarantine"],
+                name="read_new_data",
             ),
             Node(
                 data.pack_images,

@@ -57,6 +57,8 @@ def train_member(
 
         result = train(backbone, images.pixels, examples, evaluate, member.train, device, report, member.name)
     log.info("%s: kept epoch %d of %d", member.name, result.best_epoch, int(result.history["epoch"].max()))
+    if result.best_epoch == 0:
+        log.warning("%s: no epoch was better on dev than the weights it began with", member.name)
     directory = staging(member.name)
     kept = result.history.set_index("epoch").loc[result.best_epoch].dropna().to_dict()
     made_by = {"captions": table_fingerprint(captions), "images": images.fingerprint}
