@@ -91,9 +91,9 @@ def judge_ensemble(
         for member in members
     }
     split = "val" if "val" in judged else "dev"
-    metrics = dict.fromkeys([ensemble.fusion.metric, *(f"recall_at_{k}" for k in evaluation.ks)])
+    compared = dict.fromkeys([ensemble.fusion.metric, *(f"recall_at_{k}" for k in evaluation.ks)])
     of_members = {name: found[split] for name, found in alone.items()}
-    comparison = compare(judged[split], of_members, list(metrics), evaluation.seed)
+    comparison = compare(judged[split], of_members, list(compared), evaluation.seed)
     comparison.insert(0, "split", split)
     if "dev" in judged:
         best = best_member({name: found["dev"] for name, found in alone.items()}, ensemble.fusion)
@@ -103,9 +103,8 @@ def judge_ensemble(
         for name, groups in (of_members | {"ensemble": judged[split]}).items()
     }
     tables = [judged_table(name, found, evaluation) for name, found in [*alone.items(), ("ensemble", judged)]]
-    board = leaderboard(pd.concat(tables, ignore_index=True))
-    figure = leaderboard_bars(pd.concat(tables, ignore_index=True))
-    return tables[-1], comparison, rank_histogram(ranks), board, figure
+    metrics = pd.concat(tables, ignore_index=True)
+    return tables[-1], comparison, rank_histogram(ranks), leaderboard(metrics), leaderboard_bars(metrics)
 
 
 def write_submission(
