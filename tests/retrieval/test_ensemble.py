@@ -13,6 +13,7 @@ from xmodal_kedro.config.ensemble import EvaluationConfig, FusionConfig
 from xmodal_kedro.retrieval.embeddings import Embeddings, OtherOriginError
 from xmodal_kedro.retrieval.ensemble import (
     Member,
+    check_fusion,
     choose_weights,
     compare,
     fused_scores,
@@ -180,3 +181,12 @@ def test_sides_that_do_not_belong_together_are_refused() -> None:
     retrained = Embeddings(POOR.texts.ids, POOR.texts.matrix, GOOD.texts.meta | {"fingerprints": {"captions": "these"}})
     with pytest.raises(OtherOriginError, match="weights"):
         pair_members([GOOD.images, retrained], "these")
+
+
+def test_weights_chosen_for_other_members_are_refused_and_retrained_members_named() -> None:
+    fusion = choose_weights([GOOD, POOR], [], FusionConfig(weights="equal"))
+    assert check_fusion(fusion, [POOR, GOOD]) == []
+    with pytest.raises(ValueError, match=r"chosen for good, poor, but the members are good: run --pipelines=ensemble"):
+        check_fusion(fusion, [GOOD])
+    fusion["members"]["poor"] = {"weights": "of an older training"}
+    assert check_fusion(fusion, [GOOD, POOR]) == ["poor"]
