@@ -14,7 +14,7 @@ from xmodal_kedro.config.member import AugmentConfig, LossConfig
 from xmodal_kedro.models import registered
 from xmodal_kedro.models.backbone import Backbone, Batch, Tokens, TrainState, trimmed
 
-STATE = TrainState(step=0, steps=1, loss=LossConfig())
+STATE = TrainState(step=0, steps=1, steps_per_epoch=1, loss=LossConfig())
 
 
 @pytest.fixture(scope="module", params=sorted(SMALL))

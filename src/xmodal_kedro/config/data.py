@@ -89,6 +89,7 @@ class ImagesConfig(Frozen):
 
     size: int = Field(gt=0, description="side of the packed square, in pixels")
     fit: Literal["letterbox", "squash"] = "letterbox"
+    mirror: bool = Field(False, description="flip every image horizontally, for training, ranking and prediction alike")
     workers: int = Field(0, ge=0, description="decoding processes; 0 takes one per core")
     store: str = Field("data/03_primary/image_stores", description="folder of the packed stores, one per content")
 
@@ -142,12 +143,25 @@ def _checked(template: str) -> str:
 Template = Annotated[str, AfterValidator(_checked)]
 
 
+class QueryForm(Frozen):
+    """How the texts of dev, val and test are put before they are encoded; the submission has them as they came."""
+
+    strip_prefixes: list[str] = Field([], description="the longest of these that a text begins with is cut")
+    strip_end: str = Field("", description="characters that are cut from the end")
+    suffix: str = Field("", description="follows the text as it is, so with a blank in front where one is wanted")
+
+
 class GroupPrompts(Frozen):
     """Templates for the captions of one group; `{color} {brand} {type} {text}` are filled in.
 
-    A template that names a part which a row lacks is left out for that row. `rows` and `sentence_rows` are for train
-    rows only, whatever `queries` says.
+    A template that names a part which a row lacks is left out for that row. `replace`, `rows` and `sentence_rows` are
+    for train rows only, whatever `queries` says.
     """
+
+    replace: Template | None = Field(
+        None, description="what a train text becomes; parts that a row lacks are skipped, with none it stays"
+    )
+    query: QueryForm = QueryForm()
 
     append: list[Template] = Field([], description="appended to the text of the row, in this order")
     separator: str = " "
@@ -166,13 +180,25 @@ class PromptsConfig(Frozen):
     @model_validator(mode="after")
     def _attribute_parts_only_of_vehicles(self) -> "PromptsConfig":
         for group, prompts in self.groups.items():
-            for template in () if group == self.vehicle_group else (*prompts.append, *prompts.rows):
+            templates = (*prompts.append, *prompts.rows, *filter(None, [prompts.replace]))
+            for template in () if group == self.vehicle_group else templates:
                 if parts := template_parts(template) - {"text"}:
                     raise ValueError(
                         f"groups.{group} names {{{min(parts)}}} in '{template}', but only the rows of vehicle_group "
                         f"('{self.vehicle_group}') have colour, brand and type"
                     )
         return self
+
+
+class CompletionConfig(Frozen):
+    """Zero-shot completion of attributes that a vehicle's phrase lacks: the likeliest by an un-tuned model."""
+
+    member: str = Field(description="whose backbone, as it is before training, labels the images")
+    parts: list[Literal["color", "brand", "type"]] = Field(
+        ["color", "type"], min_length=1, description="completed where they are missing; the others stay missing"
+    )
+    template: Template = Field("This is a {color} {brand} {type}.", description="of a candidate; missing parts skipped")
+    store: str = Field("data/03_primary/completions", description="folder of what was labelled already")
 
 
 class RelevanceConfig(Frozen):

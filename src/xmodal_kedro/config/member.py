@@ -2,9 +2,35 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from xmodal_kedro.config.data import GroupPrompts
 from xmodal_kedro.config.frozen import Frozen
+
+RandAugmentOp = Literal[
+    "Identity",
+    "AutoContrast",
+    "Brightness",
+    "Sharpness",
+    "Equalize",
+    "ShearX",
+    "ShearY",
+    "TranslateX",
+    "TranslateY",
+]
+RAND_AUGMENT_OPS: list[RandAugmentOp] = [
+    *("Identity", "AutoContrast", "Brightness", "Sharpness", "Equalize"),
+    *("ShearX", "ShearY", "TranslateX", "TranslateY"),
+]
+
+
+class LoraConfig(Frozen):
+    """Low-rank adapters (arXiv 2106.09685) on query, key and value of every attention; all else is frozen."""
+
+    rank: int = Field(64, ge=1)
+    alpha: float = Field(64.0, gt=0.0, description="the adapter is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    towers: Literal["image", "text", "both"] = "both"
 
 
 class BackboneConfig(Frozen):
@@ -16,16 +42,68 @@ class BackboneConfig(Frozen):
     unlocked_groups: dict[Literal["image", "text"], int] = Field(
         {}, description="of a tower that is named here only the last N layer groups train"
     )
+    lora: LoraConfig | None = None
+    context: int | None = Field(None, ge=4, description="tokens of a text at most; by default what the model allows")
+    grad_checkpointing: bool = Field(False, description="compute activations again in backward: less memory, more time")
+
+
+class RandAugmentConfig(Frozen):
+    """RandAugment (arXiv 1909.13719) in the mechanics of BLIP."""
+
+    num_ops: int = Field(2, ge=1, description="operations per image, drawn with replacement")
+    magnitude: int = Field(5, ge=0, le=10)
+    probability: float = Field(0.5, ge=0.0, le=1.0, description="of each drawn operation to be applied")
+    ops: list[RandAugmentOp] = Field(RAND_AUGMENT_OPS, min_length=1)
+
+
+class SharpnessConfig(Frozen):
+    """torchvision's RandomAdjustSharpness."""
+
+    factor: float = Field(0.1, ge=0.0)
+    probability: float = Field(0.5, ge=0.0, le=1.0)
+
+
+class JitterConfig(Frozen):
+    """torchvision's ColorJitter: each factor is drawn from [1 - x, 1 + x], in random order."""
+
+    brightness: float = Field(0.0, ge=0.0, le=1.0)
+    contrast: float = Field(0.0, ge=0.0, le=1.0)
+    saturation: float = Field(0.0, ge=0.0, le=1.0)
+
+
+class EraseConfig(Frozen):
+    """torchvision's RandomErasing with zeros, after normalisation."""
+
+    probability: float = Field(0.5, ge=0.0, le=1.0)
+    scale: list[float] = Field([0.02, 0.1], min_length=2, max_length=2)
+    ratio: list[float] = Field([0.5, 2.0], min_length=2, max_length=2)
 
 
 class AugmentConfig(Frozen):
-    """Random views of a training image, drawn on the training device."""
+    """Random views of a training image, drawn on the training device, in the order of these keys."""
 
     scale: list[float] = Field(
         [1.0, 1.0], min_length=2, max_length=2, description="area of the crop, RandomResizedCrop"
     )
     ratio: list[float] = Field([0.75, 1.3333], min_length=2, max_length=2)
+    interpolation: Literal["bicubic", "random"] = Field(
+        "bicubic", description="of the crop; random takes bilinear or bicubic per image, as timm does"
+    )
     flip: float = Field(0.0, ge=0.0, le=1.0)
+    rand_augment: RandAugmentConfig | None = None
+    sharpness: SharpnessConfig | None = None
+    jitter: JitterConfig | None = None
+    erase: EraseConfig | None = None
+
+
+class MomentumConfig(Frozen):
+    """Momentum distillation and queues of ALBEF (arXiv 2107.07651) and BLIP (arXiv 2201.12086)."""
+
+    momentum: float = Field(0.995, ge=0.0, le=1.0)
+    queue_size: int = Field(57600, ge=1, description="features of each side, at most those of one epoch")
+    alpha: float = Field(0.4, ge=0.0, le=1.0, description="share of the momentum encoder's opinion in the targets")
+    ramp_epochs: int = Field(1, ge=0, description="over which alpha rises linearly from 0")
+    negatives: Literal["local", "all"] = Field("all", description="hard negatives from this process or from all")
 
 
 class LossConfig(Frozen):
@@ -38,19 +116,38 @@ class LossConfig(Frozen):
     truncation: float = Field(
         0.0, ge=0.0, lt=1.0, description="share of the batch, the highest losses, that is dropped"
     )
+    directions: Literal["mean", "sum"] = Field("mean", description="how image-to-text and text-to-image are combined")
+    momentum: MomentumConfig | None = Field(None, description="of backbones with an image-text matching head alone")
+
+
+class CleanTextConfig(Frozen):
+    """Cleaning of train captions, as BLIP cleans them; queries are never cleaned."""
+
+    lower: bool = True
+    blank: str = Field('.!"()*#:;~', description="characters that become blanks")
+    max_words: int = Field(100, ge=1, description="words that are kept")
 
 
 class TrainConfig(Frozen):
     """Training of a member."""
 
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=2)
+    batch_size: int = Field(ge=2, description="pairs that meet in the loss, over all processes")
+    micro_batch: int | None = Field(
+        None, ge=1, description="pairs computed at once; the gradient stays exactly that of the whole batch"
+    )
     lr: float = Field(gt=0.0)
     weight_decay: float = Field(0.1, ge=0.0)
+    decay: Literal["matrices", "all"] = Field("matrices", description="all: also norms, biases and the logit scale")
     betas: list[float] = Field([0.9, 0.98], min_length=2, max_length=2)
     eps: float = 1.0e-6
     warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine_by_epoch", "constant"] = Field(
+        "cosine", description="after the warm-up; by_epoch keeps the rate of an epoch's start for the whole epoch"
+    )
+    schedule_epochs: int | None = Field(
+        None, ge=1, description="over which the cosine falls to 0, where that is not `epochs`; at least `epochs`"
+    )
     grad_clip: float | None = Field(1.0, gt=0.0)
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
@@ -58,10 +155,19 @@ class TrainConfig(Frozen):
         "spread", description="spread keeps rows that are alike in different batches, as far as there are enough"
     )
     augment: AugmentConfig = AugmentConfig()
+    clean_text: CleanTextConfig | None = None
     loss: LossConfig = LossConfig()
     keep: Literal["best", "last"] = Field("best", description="which epoch's weights, judged by `metric` on dev")
     metric: str = Field("t2i.map_at_10", description="direction and metric on dev, all groups pooled")
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better `metric`")
+
+    @model_validator(mode="after")
+    def _schedule_reaches_the_end(self) -> "TrainConfig":
+        if self.schedule_epochs is not None and self.schedule_epochs < self.epochs:
+            raise ValueError(f"schedule_epochs ({self.schedule_epochs}) is less than epochs ({self.epochs})")
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ValueError(f"micro_batch ({self.micro_batch}) is more than batch_size ({self.batch_size})")
+        return self
 
 
 class EmbedConfig(Frozen):
@@ -76,5 +182,8 @@ class MemberConfig(Frozen):
 
     name: str = Field("", description="its key in the parameters; filled in by the config loader")
     backbone: BackboneConfig
+    prompts: dict[str, GroupPrompts] | None = Field(
+        None, description="per group, prompts of this member's train captions instead of those of `prompts.groups`"
+    )
     train: TrainConfig
     embed: EmbedConfig = EmbedConfig()

@@ -4,9 +4,17 @@ import difflib
 import re
 from typing import Any
 
-from pydantic import ValidationError, field_validator
+from pydantic import ValidationError, field_validator, model_validator
 
-from xmodal_kedro.config.data import DataConfig, ImagesConfig, PromptsConfig, RelevanceConfig, SyntheticConfig
+from xmodal_kedro.config.data import (
+    CompletionConfig,
+    DataConfig,
+    ImagesConfig,
+    PromptsConfig,
+    QueryForm,
+    RelevanceConfig,
+    SyntheticConfig,
+)
 from xmodal_kedro.config.ensemble import EnsembleConfig, EvaluationConfig, RuntimeConfig
 from xmodal_kedro.config.frozen import Frozen
 from xmodal_kedro.config.member import MemberConfig
@@ -25,6 +33,7 @@ class Recipe(Frozen):
     predict: DataConfig | None = None
     images: ImagesConfig
     prompts: PromptsConfig = PromptsConfig()
+    completion: CompletionConfig | None = None
     relevance: RelevanceConfig = RelevanceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
@@ -51,6 +60,22 @@ class Recipe(Frozen):
             if name in SECTIONS or name == "ensemble":
                 raise ValueError(f"'{name}' is a section, so no member can have that name")
         return members
+
+    @model_validator(mode="after")
+    def _names_its_own_members(self) -> "Recipe":
+        asked = {"completion.member": self.completion, "ensemble.rerank.member": self.ensemble.rerank}
+        for key, section in asked.items():
+            if section is not None and section.member not in self.members:
+                raise ValueError(f"{key} is '{section.member}', which is no member: {', '.join(self.members)}")
+        for name, member in self.members.items():
+            for group, prompts in (member.prompts or {}).items():
+                if prompts.query != QueryForm():
+                    raise ValueError(
+                        f"{name}.prompts.{group}.query: queries are the same for all members; set it in "
+                        f"prompts.groups.{group}"
+                    )
+            PromptsConfig(vehicle_group=self.prompts.vehicle_group, groups=member.prompts or {})
+        return self
 
 
 SECTIONS = tuple(name for name in Recipe.model_fields if name != "members")

@@ -7,6 +7,7 @@ loss and the encoder do that.
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,11 +24,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from xmodal_kedro.config.member import AugmentConfig, LossConfig
+from xmodal_kedro.config.member import AugmentConfig, LossConfig, TrainConfig
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.losses.contrastive import contrastive_loss
 from xmodal_kedro.models.transform import ImageTransform
 
+MAX_LOGIT_SCALE = math.log(100)  # as CLIP clamps it: beyond, the softmax is one-hot and training unstable
 WEIGHTS = "weights.safetensors"  # of a checkpoint directory, whatever the library calls its own file
 
 Tower = Literal["image", "text"]
@@ -55,8 +57,9 @@ class Batch:
 class TrainState:
     """What a training step may want to know besides its batch."""
 
-    step: int
+    step: int  # from 0
     steps: int
+    steps_per_epoch: int
     loss: LossConfig
 
 
@@ -66,6 +69,8 @@ class Backbone(nn.Module, ABC):
     name: ClassVar[str]
     library_weights: ClassVar[str]  # name of the weight file that `save_pretrained` writes
     library_files: ClassVar[tuple[tuple[str, ...], ...]]  # per file that loading wants, the names that it may have
+    matches: ClassVar[bool] = False  # whether `image_states` and `match` are there
+    dual: ClassVar[bool] = True  # whether the loss needs nothing but the features: then a batch can be cut in parts
 
     def __init__(
         self, model: nn.Module, embed_dim: int, image_size: int, mean: Sequence[float], std: Sequence[float]
@@ -174,17 +179,43 @@ class Backbone(nn.Module, ABC):
         """From packed uint8 squares to this model's input; `augment` counts for training alone."""
         return ImageTransform(self.image_size, self.mean, self.std, augment if train else None)
 
+    def image_states(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, T, C], what `match` looks at: once per image, however many texts are matched with it."""
+        raise NotImplementedError(f"the backbone '{self.name}' has no image-text matching head")
+
+    def match(self, image_states: Tensor, tokens: Tokens) -> Tensor:
+        """Logits [B] that text i is right for image i, from image states [B, T, C] and tokens [B, L]."""
+        raise NotImplementedError(f"the backbone '{self.name}' has no image-text matching head")
+
+    def begin_training(self, config: TrainConfig) -> None:
+        """Make what training alone needs, on the device of the parameters; called once before the first step.
+
+        Raises:
+            ValueError: The config asks for what this family cannot do.
+        """
+        if config.loss.momentum is not None:
+            raise ValueError(f"train.loss.momentum is for backbones with a matching head, '{self.name}' has none")
+
     def training_step(self, batch: Batch, state: TrainState) -> dict[str, Tensor]:
         """Losses of a batch: `loss` is what is minimised, further entries are reported beside it."""
-        loss = contrastive_loss(
+        return self.feature_losses(*self.features(batch), batch.keys, state)
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Image and text features of a batch, each [B, D], L2-normalised, fp32."""
+        return (
             F.normalize(self.encode_image(batch.pixels).float(), dim=-1),
             F.normalize(self.encode_text(batch.tokens).float(), dim=-1),
-            self.logit_scale,
-            batch.keys,
-            state.loss.label_smoothing,
-            state.loss.truncation,
         )
+
+    def feature_losses(self, image: Tensor, text: Tensor, keys: Tensor | None, state: TrainState) -> dict[str, Tensor]:
+        """Losses of features [B, D] of a whole batch, L2-normalised."""
+        loss = contrastive_loss(image, text, self.logit_scale, keys, state.loss.label_smoothing, state.loss.truncation)
         return {"loss": loss}
+
+    def after_step(self) -> None:
+        """Bring what must stay in a range back to it, after each step of the optimiser."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
 
     def freeze(self, unlocked_groups: Mapping[Tower, int]) -> None:
         """Leave only the last N layer groups of each named tower trainable; towers that are not named stay as they are.

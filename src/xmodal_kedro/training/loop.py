@@ -19,8 +19,6 @@ from xmodal_kedro.models.backbone import Backbone, Batch, Tokens, TrainState, se
 from xmodal_kedro.training.batches import Pairs, deal, pinned, prefetched
 from xmodal_kedro.training.optimiser import learning_rate, make_optimiser
 
-MAX_LOGIT_SCALE = math.log(100)  # as CLIP clamps it: beyond, the softmax is one-hot and training unstable
-
 Evaluate = Callable[[Backbone], dict[str, float]]
 Report = Callable[[int, dict[str, float]], None]
 
@@ -99,12 +97,14 @@ class _Trainer:
 
     def __init__(self, backbone: Backbone, pairs: Pairs, config: TrainConfig, device: torch.device, name: str) -> None:
         self.backbone, self.pairs, self.config, self.device, self.name = backbone, pairs, config, device, name
+        backbone.begin_training(config)
         self.optimiser = make_optimiser(backbone, config)
         self.parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         self.transform = backbone.image_transform(train=True, augment=config.augment)
         self.views = torch.Generator().manual_seed(config.seed)
         self.step = 0
-        self.steps = config.epochs * len(self.deal(1))
+        self.steps_per_epoch = len(self.deal(1))
+        self.steps = config.epochs * self.steps_per_epoch
 
     def deal(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch, as rows."""
@@ -145,7 +145,9 @@ class _Trainer:
             keys.to(self.device, non_blocking=True),
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            losses = self.backbone.training_step(batch, TrainState(self.step, self.steps, self.config.loss))
+            losses = self.backbone.training_step(
+                batch, TrainState(self.step, self.steps, self.steps_per_epoch, self.config.loss)
+            )
         self.optimiser.zero_grad(set_to_none=True)
         losses["loss"].backward()
         numbers = {name: value.item() for name, value in losses.items()}
@@ -161,8 +163,7 @@ class _Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
-        with torch.no_grad():
-            self.backbone.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+        self.backbone.after_step()
         self.step += 1
         return numbers
 
