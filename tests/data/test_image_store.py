@@ -177,6 +177,26 @@ def test_a_store_is_used_again_until_a_file_or_a_setting_changes(photos, tmp_pat
     assert len(list(folder.iterdir())) == 3
 
 
+@pytest.mark.parametrize("fit", ["letterbox", "squash"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_mirrored_store_is_the_flipped_one_and_neither_is_used_for_the_other(photos, tmp_path, fit, workers):
+    root, items = photos
+    folder = tmp_path / "stores"
+    plain, _ = pack_or_reuse(items, root, folder, ImagesConfig(size=17, fit=fit, workers=1))
+    mirrored, quarantine = pack_or_reuse(
+        items, root, folder, ImagesConfig(size=17, fit=fit, mirror=True, workers=workers)
+    )
+    assert (mirrored.pixels == plain.pixels[:, :, ::-1]).all()
+    assert not (mirrored.pixels == plain.pixels).all()
+    assert list(mirrored.ids) == list(plain.ids)
+    assert len(quarantine) == len(BAD)
+    assert mirrored.directory != plain.directory
+    assert mirrored.transform != plain.transform
+    assert mirrored.fingerprint != plain.fingerprint
+    again, _ = pack_or_reuse(items, root, folder, ImagesConfig(size=17, fit=fit, workers=1))
+    assert again.directory == plain.directory
+
+
 def test_a_store_that_was_cut_short_is_packed_again(photos, tmp_path):
     root, items = photos
     store, _ = pack_or_reuse(items, root, tmp_path / "stores", SMALL)

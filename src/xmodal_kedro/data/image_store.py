@@ -97,7 +97,8 @@ class ImageStore:
 
 def transform_fingerprint(images: ImagesConfig) -> str:
     """Fingerprint of how bytes become pixels: the same where a model sees the same pixels of the same file."""
-    return fingerprint({"version": _TRANSFORM_VERSION, "size": images.size, "fit": images.fit})
+    settings = {"size": images.size, "fit": images.fit, "mirror": images.mirror}
+    return fingerprint({"version": _TRANSFORM_VERSION, **settings})
 
 
 def source_fingerprint(items: Items, root: Path, images: ImagesConfig) -> str:
@@ -182,16 +183,15 @@ def pack(
     unfinished.mkdir(parents=True)
     try:
         paths = [path for _, path in items]
-        bad = write_pixels(
-            unfinished / PIXELS, paths, root, images.size, images.fit, images.workers, progress or (lambda count: None)
-        )
+        shape = (images.size, images.fit, images.mirror)
+        bad = write_pixels(unfinished / PIXELS, paths, root, *shape, images.workers, progress or (lambda count: None))
         good = ids.delete(sorted(bad))
         pd.DataFrame({"image_id": good}).to_parquet(unfinished / IDS)
         build(_entry(paths[row], bad[row]) for row in sorted(bad)).to_parquet(unfinished / QUARANTINE)
         transform = transform_fingerprint(images)
         content = fingerprint({"ids": list(good), "pixels": sha256_of(unfinished / PIXELS)})
         prints = {"fingerprint": content, "transform": transform, "source": source}
-        meta = {"n": len(good), "size": images.size, "fit": images.fit, **prints}
+        meta = {"n": len(good), "size": images.size, "fit": images.fit, "mirror": images.mirror, **prints}
         (unfinished / META).write_text(json.dumps(meta, indent=2))
         seal(unfinished, KIND, images=content, transform=transform, source=source)
         shutil.rmtree(out, ignore_errors=True)

@@ -72,13 +72,14 @@ class UndecodableImageError(ValueError):
     """
 
 
-def render(data: bytes, size: int, fit: Fit = "letterbox") -> np.ndarray:
+def render(data: bytes, size: int, fit: Fit = "letterbox", *, mirror: bool = False) -> np.ndarray:
     """Decode an image and fit it into a square.
 
     Args:
         data: The encoded image.
         size: Side of the square, in pixels.
         fit: `letterbox` keeps the aspect ratio, `squash` does not.
+        mirror: Flip the finished square horizontally, borders included.
 
     Returns:
         uint8 [size, size, 3], RGB.
@@ -87,7 +88,8 @@ def render(data: bytes, size: int, fit: Fit = "letterbox") -> np.ndarray:
         UndecodableImageError: With the reason.
     """
     image, full_size = _decode(data, size, fit)
-    return _padded(image, _inner_size(full_size, size), size) if fit == "letterbox" else squash(image, size)
+    pixels = _padded(image, _inner_size(full_size, size), size) if fit == "letterbox" else squash(image, size)
+    return pixels[:, ::-1] if mirror else pixels
 
 
 def letterbox(image: Image.Image, size: int) -> np.ndarray:

@@ -30,6 +30,7 @@ def write_pixels(
     root: Path,
     size: int,
     fit: Fit,
+    mirror: bool,
     workers: int,
     progress: Callable[[int], object],
 ) -> dict[int, str]:
@@ -41,6 +42,7 @@ def write_pixels(
         root: What the paths are relative to.
         size: Side of the square, in pixels.
         fit: See `letterbox.render`.
+        mirror: See `letterbox.render`.
         workers: Decoding processes; 0 takes one per core.
         progress: Called with the number of images that have been done since the last call.
 
@@ -57,7 +59,7 @@ def write_pixels(
     workers = workers or _cores()
     run = min(_RUN, max(1, -(-len(paths) // (8 * workers))))
     runs = [(file, len(header), start, paths[start : start + run]) for start in range(0, len(paths), run)]
-    settings = (root, size, fit)
+    settings = (root, size, fit, mirror)
     bad: dict[int, str] = {}
     if workers == 1 or len(paths) < _FEW:
         for part in runs:
@@ -82,7 +84,9 @@ def write_pixels(
     return bad
 
 
-def _fill(file: Path, offset: int, start: int, paths: Sequence[str], root: Path, size: int, fit: Fit) -> dict[int, str]:
+def _fill(
+    file: Path, offset: int, start: int, paths: Sequence[str], root: Path, size: int, fit: Fit, mirror: bool
+) -> dict[int, str]:
     """Decode a run of images into their rows; returns the reason by row of those that cannot be decoded."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, path in enumerate(paths, start):
@@ -93,7 +97,7 @@ def _fill(file: Path, offset: int, start: int, paths: Sequence[str], root: Path,
             try:
                 if isinstance(data, OSError):
                     raise data
-                image = render(data, size, fit).tobytes()
+                image = render(data, size, fit, mirror=mirror).tobytes()
             except UndecodableImageError as error:
                 bad |= dict.fromkeys(rows[path], str(error))
             except OSError as error:
