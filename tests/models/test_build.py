@@ -17,7 +17,7 @@ from tests.models.small import SIZE, SMALL, TEXTS, small_backbone
 from xmodal_kedro.config.member import BackboneConfig
 from xmodal_kedro.models import build, family
 from xmodal_kedro.models.backbone import ArchitectureError, MissingWeightsError
-from xmodal_kedro.models.chinese_clip import SPECIAL, learn_vocabulary
+from xmodal_kedro.models.vocabulary import SPECIAL, learn_vocabulary
 
 TOKENIZERS = Path(__file__).parents[2] / ".." / "shared" / "data" / "tokenizers"
 

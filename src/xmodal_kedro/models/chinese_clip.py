@@ -6,20 +6,19 @@ texts, so that it serves any language.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPImageProcessor, ChineseCLIPModel
 from transformers import logging as transformers_logging
 
-from xmodal_kedro.models.backbone import WEIGHTS, ArchitectureError, Backbone, Tokens, Tower, register, seeded
+from xmodal_kedro.models.architecture import check_sizes, transformers_config
+from xmodal_kedro.models.backbone import WEIGHTS, Backbone, Tokens, Tower, register, seeded
+from xmodal_kedro.models.vocabulary import vocabulary_of, write_vocabulary
 
 CONTEXT = 52  # tokens, as the published models were trained
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 QUOTES = str.maketrans("“”", '""')
 
 
@@ -55,7 +54,7 @@ class ChineseClip(Backbone):
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Texts, normalised as for the published models, to tokens [B, L <= 52]."""
-        clean = [text.lower().translate(QUOTES) for text in texts] or [""]  # it cannot tokenise nothing
+        clean = [_normal(text) for text in texts] or [""]  # it cannot tokenise nothing
         tokens = self.tokenizer(clean, max_length=self.context, truncation=True, padding=True, return_tensors="pt")
         return {name: tokens[name][: len(texts)].long() for name in ("input_ids", "attention_mask")}
 
@@ -77,22 +76,12 @@ class ChineseClip(Backbone):
         """Build a model with random weights, with the vocabulary of a file or of `texts`."""
         sizes: dict[str, Any] = dict(architecture)
         file = sizes.pop("vocabulary", None)
-        _check_keys(sizes)
+        check_sizes(ChineseCLIPConfig, sizes)
         text = sizes["text_config"] = dict(sizes.get("text_config", {}))
-        if file is not None:
-            vocabulary = _read_vocabulary(Path(str(file)).expanduser())
-        elif texts:
-            vocabulary = learn_vocabulary(texts, text.get("vocab_size", 21128))
-        else:
-            raise ArchitectureError(
-                "backbone.architecture of chinese_clip needs a vocabulary file, or texts to learn one"
-            )
+        vocabulary = vocabulary_of(file, [_normal(text) for text in texts], text.get("vocab_size", 21128))
         text |= {"vocab_size": len(vocabulary), "pad_token_id": vocabulary.index("[PAD]")}
         tokenizer = BertTokenizer({token: index for index, token in enumerate(vocabulary)}, do_lower_case=True)
-        try:
-            config: Any = ChineseCLIPConfig(**sizes)
-        except (StrictDataclassError, TypeError) as error:
-            raise ArchitectureError(f"backbone.architecture is no config of ChineseCLIPConfig: {error}") from error
+        config: Any = transformers_config(ChineseCLIPConfig, sizes)
         side = config.vision_config.image_size
         processor = ChineseCLIPImageProcessor(size={"height": side, "width": side}, do_center_crop=False)
         with seeded(seed):
@@ -115,66 +104,18 @@ class ChineseClip(Backbone):
         """Write config.json, the tokenizer with its vocab.txt, and preprocessor_config.json."""
         model: Any = self.model
         model.config.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
-        by_id = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
-        (directory / "vocab.txt").write_text("".join(f"{token}\n" for token, _ in by_id), encoding="utf-8")
+        write_vocabulary(self.tokenizer, directory)
         size = {"height": self.image_size, "width": self.image_size}
         ChineseCLIPImageProcessor(
             size=size, do_center_crop=False, image_mean=list(self.mean), image_std=list(self.std)
         ).save_pretrained(directory)
 
 
-def learn_vocabulary(texts: Iterable[str], limit: int) -> list[str]:
-    """Learn a WordPiece vocabulary: every character, alone and as a continuation, then the most frequent words.
-
-    Chinese characters are words of their own in BERT, so this is its character vocabulary there and a word vocabulary
-    elsewhere; unseen words fall apart into characters. Ties are broken by the alphabet: the result is always the same.
-
-    Args:
-        texts: Train texts.
-        limit: Tokens at most; frequent characters go first if not even they fit.
-    """
-    bert = BertTokenizer().backend_tokenizer
-    words: Counter[str] = Counter()
-    for text, count in Counter(texts).items():
-        normal = bert.normalizer.normalize_str(text.lower().translate(QUOTES))
-        for word, _ in bert.pre_tokenizer.pre_tokenize_str(normal):
-            words[word] += count
-    characters: Counter[str] = Counter()
-    for word, count in words.items():
-        for position, character in enumerate(word):
-            characters[character if position == 0 else f"##{character}"] += count
-    ranked = [*_by_frequency(characters), *_by_frequency(words)]
-    return list(dict.fromkeys([*SPECIAL, *ranked]))[:limit]
-
-
-def _by_frequency(counts: Counter[str]) -> list[str]:
-    return [token for _, token in sorted((-count, token) for token, count in counts.items())]
+def _normal(text: str) -> str:
+    return text.lower().translate(QUOTES)
 
 
 def _features(output: Any) -> Tensor:
     """Transformers 5 returns an object, 4 the tensor itself."""
     features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return features
-
-
-def _read_vocabulary(file: Path) -> list[str]:
-    if not file.is_file():
-        raise ArchitectureError(f"backbone.architecture.vocabulary: there is no file {file.absolute()}")
-    with file.open(encoding="utf-8") as lines:  # not splitlines(): some tokens are separators of other kinds
-        vocabulary = [line.rstrip("\n") for line in lines]
-    if missing := [token for token in SPECIAL if token not in vocabulary]:
-        raise ArchitectureError(f"backbone.architecture.vocabulary: {file} is no BERT vocabulary, it lacks {missing}")
-    return vocabulary
-
-
-def _check_keys(architecture: Mapping[str, Any]) -> None:
-    """Transformers takes any key silently; a misspelt size would go unnoticed."""
-    known = ChineseCLIPConfig().to_dict()
-    for section in ("", "vision_config", "text_config"):
-        given, there = (architecture.get(section, {}), known[section]) if section else (architecture, known)
-        if not isinstance(given, Mapping):
-            raise ArchitectureError(f"backbone.architecture.{section} must be a mapping, not {given!r}")
-        if unknown := given.keys() - there.keys():
-            names = ", ".join(".".join(filter(None, (section, key))) for key in sorted(unknown))
-            raise ArchitectureError(f"backbone.architecture: ChineseCLIPConfig knows no {names}")
