@@ -3,11 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 
-from tests.reference.ranks import exact_scores
+from tests.reference.ranks import exact_scores, relevant_ranks
 from xmodal_kedro.retrieval import scores as scores_module
 from xmodal_kedro.retrieval.normalise import normalised
-from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, ScoreSource, Transposed, WeightedScores
+from xmodal_kedro.retrieval.rank import rank
+from xmodal_kedro.retrieval.scores import (
+    EmbeddingScores,
+    MatrixScores,
+    Reordered,
+    ScoreSource,
+    Transposed,
+    WeightedScores,
+)
 
 torch.set_num_threads(1)
 
@@ -29,7 +38,20 @@ def sources() -> dict[str, ScoreSource]:
     named = {f"{name} of {i}": normalised(s, name, 0.03) for i, s in enumerate([one, two]) for name in
              ["none", "row_l2", "zscore", "minmax", "softmax"]}  # fmt: skip
     mixed = WeightedScores([named["softmax of 0"], named["zscore of 1"], ready], [0.5, 0.0, 2.0])
-    return named | {"matrix": ready, "mixed": mixed, "turned": Transposed(mixed), "twice": Transposed(Transposed(one))}
+    new = named | {"matrix": ready, "mixed": mixed, "turned": Transposed(mixed), "twice": Transposed(Transposed(one))}
+    for name in ("softmax of 0", "row_l2 of 1", "matrix", "mixed"):
+        new[f"reordered {name}"] = reordered_at_random(new[name], k=5)
+    return new | {
+        "all reordered": reordered_at_random(ready, k=14),
+        "reordered turned": Transposed(new["reordered mixed"]),
+    }
+
+
+def reordered_at_random(source: ScoreSource, k: int) -> Reordered:
+    n, m = source.shape
+    rng = np.random.default_rng(5)
+    candidates = np.stack([rng.permutation(m)[:k] for _ in range(n)])
+    return Reordered(source, torch.from_numpy(candidates), torch.from_numpy(rng.standard_normal((n, k))))
 
 
 @pytest.mark.parametrize(("name", "source"), sources().items(), ids=list(sources()))
@@ -103,3 +125,64 @@ def test_weights_and_shapes_are_checked():
             WeightedScores([one], weights)
     with pytest.raises(ValueError, match="1 score sources, but 2 weights"):
         WeightedScores([one], [0.5, 0.5])
+
+
+def reordered(scores, candidates, second) -> Reordered:
+    source = scores if isinstance(scores, EmbeddingScores) else MatrixScores(np.array(scores))
+    return Reordered(source, torch.tensor(candidates), torch.tensor(second, dtype=torch.float64))
+
+
+def test_candidates_share_out_their_own_scores_and_the_tail_keeps_its_own():
+    row = [0.5, 0.25, 1.0, 0.75, 0.125]
+    found = everything(reordered([row, row], [[2, 3, 0], [0, 3, 2]], [[-3.0, -1.0, -2.0], [0.1, 0.2, 9.0]]))
+    assert found.tolist() == [[0.75, 0.25, 0.5, 1.0, 0.125], [0.5, 0.25, 1.0, 0.75, 0.125]]
+
+
+def test_equal_new_scores_keep_the_first_order_and_equal_pairs_of_scores_tie():
+    row = [0.5, 0.5, 0.75, 0.25]
+    ((a, b, c, d),) = everything(reordered([row], [[0, 1, 2]], [[1.0, 1.0, 1.0]])).tolist()
+    assert (a, b, c, d) == (0.5, 0.5, 0.75, 0.25)
+    # the two equal ones go ahead together: both get what the last of them would get
+    ((a, b, c, d),) = everything(reordered([row], [[0, 1, 2]], [[1.0, 1.0, 0.0]])).tolist()
+    assert a == b > c == 0.5 > d
+    assert a == np.nextafter(0.5, 1.0)
+
+
+def test_what_the_second_stage_tells_apart_is_strict_and_stays_before_a_tail_that_ties():
+    row = [0.5, 0.5, 0.5, 0.5]  # nothing is known, and the last is no candidate
+    found = everything(reordered([row], [[0, 1, 2]], [[1.0, 3.0, 2.0]]))[0]
+    assert found.argsort(descending=True).tolist()[:2] == [1, 2]
+    assert found[1] > found[2] > found[0] == found[3] == 0.5
+    assert found.float().tolist() == row
+    top = rank(reordered([row], [[0, 1, 2]], [[1.0, 3.0, 2.0]]), None, 4)
+    assert top.top_rows.tolist() == [[1, 2, 0, 3]]
+
+
+@pytest.mark.parametrize("tile", [None, (1, 1), (3, 4), (100, 5)])
+def test_ranks_of_a_new_order_do_not_depend_on_tiles(tile):
+    queries, gallery = vectors(0, 7, 16), vectors(1, 20, 16)
+    gallery[5], gallery[11] = gallery[2], gallery[2]
+    source = EmbeddingScores(queries, gallery)
+    top = rank(source, None, 6).top_rows
+    second = torch.from_numpy(np.random.default_rng(2).standard_normal(top.shape))
+    moved = Reordered(source, torch.from_numpy(top), second)
+    found = rank(moved, None, 9, tile=tile)
+    expected = np.take_along_axis(top, second.numpy().argsort(axis=1)[:, ::-1], axis=1)
+    assert found.top_rows[:, :6].tolist() == expected.tolist()
+    assert found.top_rows[:, 6:].tolist() == rank(source, None, 9).top_rows[:, 6:].tolist()
+    truth = np.random.default_rng(3).random((7, 20)) < 0.2
+    ranks = rank(moved, csr_array(truth), 0, tile=tile).relevant_ranks
+    assert ranks.tolist() == [one for of_query in relevant_ranks(everything(moved).tolist(), truth) for one in of_query]
+    assert sorted(everything(moved)[0].float().tolist()) == sorted(everything(source)[0].float().tolist())
+
+
+def test_no_candidates_no_rows_and_nonsense():
+    empty = reordered(np.zeros((2, 3)), np.zeros((2, 0), int), np.zeros((2, 0)))
+    assert everything(empty).tolist() == [[0.0] * 3] * 2
+    assert reordered(np.zeros((0, 3)), np.zeros((0, 2), int), np.zeros((0, 2))).shape == (0, 3)
+    with pytest.raises(ValueError, match=r"\(2, 2\), their scores \(2, 1\)"):
+        reordered(np.zeros((2, 3)), [[0, 1], [0, 1]], [[1.0], [1.0]])
+    with pytest.raises(ValueError, match="query row 1 is not a finite"):
+        reordered(np.zeros((2, 3)), [[0, 1], [0, 1]], [[1.0, 0.0], [1.0, np.inf]])
+    with pytest.raises(ValueError, match="same candidate twice"):
+        reordered(np.zeros((1, 3)), [[1, 1]], [[1.0, 0.0]])

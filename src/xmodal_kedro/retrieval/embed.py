@@ -55,7 +55,7 @@ def embed_images(
     def encode(raw: Tensor) -> Tensor:
         return backbone.encode_image(transform(raw.to(device, non_blocking=True)))
 
-    with _inference(backbone, device, precision):
+    with inference(backbone, device, precision):
         return _embed(np.arange(len(rows)), read, encode, backbone.embed_dim, batch_size, progress, "images")
 
 
@@ -91,7 +91,7 @@ def embed_texts(
     def encode(raw: dict[str, Tensor]) -> Tensor:
         return backbone.encode_text({k: v.to(device, non_blocking=True) for k, v in trimmed(raw).items()})
 
-    with _inference(backbone, device, precision):
+    with inference(backbone, device, precision):
         return _embed(by_length, read, encode, backbone.embed_dim, batch_size, progress, "texts")[codes]
 
 
@@ -115,7 +115,8 @@ def _embed(
 
 
 @contextmanager
-def _inference(backbone: Backbone, device: torch.device, precision: Precision) -> Iterator[None]:
+def inference(backbone: Backbone, device: torch.device, precision: Precision) -> Iterator[None]:
+    """Run with the backbone on the device in eval mode, without gradients; its mode comes back at the end."""
     training = backbone.training
     backbone.to(device).eval()
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

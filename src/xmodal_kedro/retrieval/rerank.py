@@ -1,0 +1,198 @@
+"""The first candidates of every text in the order of a second stage; nobody leaves the first places, nobody joins them.
+
+The first stage ranks the whole gallery by fused scores. The second looks at the best `top_k` images of each text again,
+which the first place of CVPR 2023 track 2 published in a way that could not work: the number of candidates was
+overwritten by the rank of the process, 0, so that nothing was re-ranked; and where it is not, adding logits around
++-0.3 to fused scores around 0.0075 drops candidates with negative logits below images that were never looked at. Here
+the new scores decide the order of the candidates alone (`scores.Reordered`). Images over texts stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from xmodal_kedro.config.ensemble import RerankConfig
+from xmodal_kedro.config.member import MemberConfig
+from xmodal_kedro.data.image_store import ImageStore
+from xmodal_kedro.models import family
+from xmodal_kedro.models.checkpoint import Checkpoint
+from xmodal_kedro.retrieval.adaption import adaption_scores
+from xmodal_kedro.retrieval.embed import embed_images
+from xmodal_kedro.retrieval.embeddings import check_made_by
+from xmodal_kedro.retrieval.ensemble import Member
+from xmodal_kedro.retrieval.itm import combined, match_logits
+from xmodal_kedro.retrieval.judge import SliceScores
+from xmodal_kedro.retrieval.rank import rank, ranking_table
+from xmodal_kedro.retrieval.scores import Reordered, ScoreSource, Transposed, second_order
+from xmodal_kedro.retrieval.slices import Slice
+
+COLUMNS = ["split", "group", "query_id", "gallery_id", "first_rank", "fused", "second", "score", "rank"]
+
+
+def check_reranker(config: RerankConfig, members: Mapping[str, MemberConfig]) -> None:
+    """Refuse a member that cannot do what it is asked, before anything is computed.
+
+    Raises:
+        ValueError: `itm` is asked of a member without a matching head; members that have one are named.
+    """
+    if config.method != "itm" or family(members[config.member].backbone.name).matches:
+        return
+    able = [name for name, member in members.items() if family(member.backbone.name).matches]
+    raise ValueError(
+        f"ensemble.rerank.member is '{config.member}', whose backbone '{members[config.member].backbone.name}' has no "
+        f"image-text matching head; members that have one: {', '.join(able) or 'none'}. Name one of these, or set "
+        "ensemble.rerank.method to adaption"
+    )
+
+
+def rerank_slices(
+    slices: Sequence[Slice],
+    scores: SliceScores,
+    member: Member,
+    checkpoint: Checkpoint,
+    images: ImageStore,
+    config: RerankConfig,
+    device: torch.device | str = "cpu",
+) -> pd.DataFrame:
+    """Look at the first candidates of every text again.
+
+    Args:
+        slices: Those without texts or images are passed over.
+        scores: Of the first stage.
+        member: Embeddings of `config.member`.
+        checkpoint: What made these.
+        images: Where the pixels lie.
+        config: Method and number of candidates.
+        device: Where the second stage computes.
+
+    Returns:
+        A row per text and candidate, in the order of the first stage: `split, group, query_id, gallery_id, first_rank,
+        fused` (score of the first stage), `second` (what the second stage says by itself: a logit, or the adaption
+        score), `score` (what decides) and `rank`.
+
+    Raises:
+        OtherOriginError: Checkpoint, embeddings and images do not belong together.
+        ValueError: The member has no matching head.
+    """
+    check_reranker(config, {config.member: checkpoint.member})
+    check_made_by(member.images, weights=checkpoint.fingerprints["weights"], images=images.fingerprint)
+    tables = [pd.DataFrame(columns=COLUMNS)]
+    for part in slices:
+        if not (part.text_ids and part.image_ids):
+            continue
+        source = scores(part)[0]
+        first = rank(source, None, config.top_ks.get(part.group, config.top_k))
+        candidates = first.top_rows  # [N, K]
+        queries = np.repeat(np.arange(len(candidates)), candidates.shape[1])
+        fused = _pairs(source, queries, candidates.ravel()).reshape(candidates.shape)
+        second = SECOND_STAGES[config.method](part, candidates, member, checkpoint, images, config, device)  # [N, K]
+        score = combined(fused, second, config.formula) if config.method == "itm" else second.astype(np.float64)
+        order = second_order(torch.from_numpy(fused), torch.from_numpy(score))
+        table = ranking_table(part.text_ids, part.image_ids, first).rename(columns={"rank": "first_rank"})
+        new = {"fused": fused, "second": second, "score": score, "rank": order.argsort(dim=1).numpy() + 1}
+        table = table.assign(split=part.split, group=part.group, **{name: new[name].ravel() for name in new})
+        tables.append(table[COLUMNS])
+    return pd.concat(tables[1:] or tables, ignore_index=True)
+
+
+def matched(
+    part: Slice,
+    candidates: np.ndarray,
+    member: Member,
+    checkpoint: Checkpoint,
+    images: ImageStore,
+    config: RerankConfig,
+    device: torch.device | str,
+) -> np.ndarray:
+    """Logits [N, K] of the checkpoint's matching head; equal texts are matched once."""
+    captions, texts = pd.factorize(np.asarray(part.texts, dtype=object))
+    logits = match_logits(
+        checkpoint.backbone,
+        images.pixels,
+        images.rows(part.image_ids)[candidates.ravel()],
+        [str(text) for text in texts],
+        np.repeat(captions, candidates.shape[1]),
+        config.batch_size,
+        device,
+        config.precision,
+    )
+    return logits.reshape(candidates.shape)
+
+
+def adapted(
+    part: Slice,
+    candidates: np.ndarray,
+    member: Member,
+    checkpoint: Checkpoint,
+    images: ImageStore,
+    config: RerankConfig,
+    device: torch.device | str,
+) -> np.ndarray:
+    """Adaption scores [N, K] from the member's embeddings and, where asked, those of the mirrored candidates."""
+    texts, vectors = member.texts.take(part.text_ids), member.images.take(part.image_ids)
+    wanted, place = np.unique(candidates, return_inverse=True)
+    mirrored: np.ndarray | None = None
+    if config.mirrored:
+        rows, turned = images.rows(part.image_ids)[wanted], images.pixels[:, :, ::-1]
+        mirrored = embed_images(checkpoint.backbone, turned, rows, config.batch_size, device, config.precision)
+    place = place.reshape(candidates.shape)
+    scores = np.empty(candidates.shape, np.float32)
+    for start in range(0, len(texts), config.batch_size):
+        batch = slice(start, start + config.batch_size)
+        scores[batch] = adaption_scores(
+            torch.from_numpy(texts[batch]).to(device),
+            torch.from_numpy(vectors[candidates[batch]]).to(device),
+            None if mirrored is None else torch.from_numpy(mirrored[place[batch]]).to(device),
+            config.anchors,
+            config.neighbours,
+        ).cpu()
+    return scores
+
+
+SECOND_STAGES = {"itm": matched, "adaption": adapted}
+
+
+def reordered(scores: SliceScores, reranking: pd.DataFrame | None) -> SliceScores:
+    """Scores of slices with the candidates of every text in their new order; images over texts as they are.
+
+    Args:
+        scores: Of the first stage, the very ones that were re-ranked.
+        reranking: Of `rerank_slices`; none leaves the scores alone.
+
+    Raises:
+        ValueError: When a slice is asked for whose candidates were not, or not by these scores, re-ranked.
+    """
+    if reranking is None:
+        return scores
+    tables = dict(iter(reranking.groupby(["split", "group"], sort=False)))
+
+    def of_slice(part: Slice) -> tuple[ScoreSource, ScoreSource | None]:
+        forward, backward = scores(part)
+        backward = Transposed(forward) if backward is None else backward
+        if not (part.text_ids and part.image_ids):
+            return forward, backward
+        stale = f"the re-ranking is not of these scores of {part.split}/{part.group}: run the re-rank node again."
+        if (table := tables.get((part.split, part.group))) is None:
+            raise ValueError(stale)
+        queries = pd.Index(part.text_ids).get_indexer(pd.Index(table["query_id"]))
+        gallery = pd.Index(part.image_ids).get_indexer(pd.Index(table["gallery_id"]))
+        width = len(table) // len(part.text_ids)
+        each = np.repeat(np.arange(len(part.text_ids)), width)
+        if (gallery < 0).any() or not np.array_equal(queries, each):
+            raise ValueError(stale)
+        if not np.allclose(_pairs(forward, queries, gallery), table["fused"], rtol=1e-4, atol=1e-7):
+            raise ValueError(stale)
+        candidates, second = gallery.reshape(-1, width), table["score"].to_numpy().reshape(-1, width)
+        return Reordered(forward, torch.from_numpy(candidates), torch.from_numpy(second)), backward
+
+    return of_slice
+
+
+def _pairs(source: ScoreSource, queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """Exact scores [P] fp64."""
+    sides = (torch.from_numpy(side.astype(np.int64)).to(source.device) for side in (queries, gallery))
+    return source.pairs(*sides).cpu().numpy()
