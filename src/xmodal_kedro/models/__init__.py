@@ -42,7 +42,8 @@ def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = ()) -> B
         texts: Train texts, for families that learn a vocabulary with random weights.
 
     Raises:
-        ValueError: The name is not registered, or not exactly one of `weights` and `architecture` is given.
+        ValueError: The name is not registered, not exactly one of `weights` and `architecture` is given, or the model
+            cannot do what else the config asks for.
         MissingWeightsError: The pretrained files are not there.
         ArchitectureError: The architecture is none.
     """
@@ -56,5 +57,9 @@ def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = ()) -> B
             f"backbone '{config.name}' needs either weights (pretrained) or architecture (random weights); "
             "set the other one to null"
         )
+    if config.context is not None:
+        backbone.limit_context(config.context)
+    if config.grad_checkpointing:
+        backbone.set_grad_checkpointing()
     backbone.freeze(config.unlocked_groups)
     return backbone

@@ -71,6 +71,7 @@ class Backbone(nn.Module, ABC):
     library_files: ClassVar[tuple[tuple[str, ...], ...]]  # per file that loading wants, the names that it may have
     matches: ClassVar[bool] = False  # whether `image_states` and `match` are there
     dual: ClassVar[bool] = True  # whether the loss needs nothing but the features: then a batch can be cut in parts
+    context: int  # tokens of a text at most; each family sets what its model allows, and `tokenize` obeys it
 
     def __init__(
         self, model: nn.Module, embed_dim: int, image_size: int, mean: Sequence[float], std: Sequence[float]
@@ -121,6 +122,24 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def save_settings(self, directory: Path) -> None:
         """Write what `from_library` reads besides the weights: configuration, tokenizer, preprocessing."""
+
+    def limit_context(self, tokens: int) -> None:
+        """Cut texts at so many tokens from now on.
+
+        Raises:
+            ValueError: The model does not allow so many.
+        """
+        if tokens > self.context:
+            raise ValueError(f"backbone.context is {tokens}: this model allows {self.context} tokens at most")
+        self.context = tokens
+
+    def set_grad_checkpointing(self) -> None:
+        """Compute activations again in backward instead of keeping them; the gradients stay the same.
+
+        Raises:
+            ValueError: The family cannot do it.
+        """
+        raise ValueError(f"backbone.grad_checkpointing: '{self.name}' cannot do it; set it to false")
 
     @property
     def logit_scale(self) -> nn.Parameter:

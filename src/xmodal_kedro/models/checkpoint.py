@@ -91,5 +91,7 @@ def read_checkpoint(directory: Path, device: torch.device | str = "cpu") -> Chec
     manifest = read_manifest(directory, KIND)
     member = MemberConfig.model_validate(yaml.safe_load((directory / "member.yaml").read_text(encoding="utf-8")))
     backbone = family(member.backbone.name).from_pretrained(directory)
+    if member.backbone.context is not None:
+        backbone.limit_context(member.backbone.context)
     metrics = json.loads((directory / "metrics.json").read_text())
     return Checkpoint(backbone.to(device).eval(), member, metrics, manifest["fingerprints"])

@@ -58,6 +58,12 @@ class ChineseClip(Backbone):
         tokens = self.tokenizer(clean, max_length=self.context, truncation=True, padding=True, return_tensors="pt")
         return {name: tokens[name][: len(texts)].long() for name in ("input_ids", "attention_mask")}
 
+    def set_grad_checkpointing(self) -> None:
+        """As in transformers, for both towers."""
+        model: Any = self.model
+        model.activation_checkpointing_enable()
+        model.disable_input_require_grads()  # else backward would run through a frozen tower
+
     def layer_groups(self, tower: Tower) -> list[list[nn.Parameter]]:
         """Parameters of a tower: embeddings, blocks, (the last one with the final norm), projection."""
         model: Any = self.model

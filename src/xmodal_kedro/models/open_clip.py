@@ -25,6 +25,7 @@ from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import text_global_pool
 from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer
 
 from xmodal_kedro.models.backbone import WEIGHTS, ArchitectureError, Backbone, Tokens, Tower, register, seeded
@@ -56,6 +57,9 @@ class OpenClip(Backbone):
         # Behind a causal mask nothing that follows the pooled token reaches it, so what follows may be left out.
         causal = not self._hf and text.attn_mask is not None and getattr(text, "cls_emb", None) is None
         self.trims = self._hf or (causal and self.pool in ("argmax", "eos"))
+        self.context = self.full_context = tokenizer.context_length
+        with torch.device("cpu"):  # on the meta device tokens have no values
+            self.padding = int(tokenizer([""])[0, -1])  # the tokenizers of open_clip have no common name for it
 
     @property
     def _text(self) -> Any:
@@ -91,9 +95,13 @@ class OpenClip(Backbone):
         return text.text_projection(x) if isinstance(text.text_projection, nn.Linear) else x @ text.text_projection
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
-        """Texts to tokens [B, L]."""
-        ids: Tensor = self.tokenizer(list(texts)) if texts else torch.zeros(0, 1, dtype=torch.long)
+        """Texts to tokens [B, L], cut at `context`."""
+        ids: Tensor = torch.zeros(0, 1, dtype=torch.long)
+        if texts:
+            ids = self.tokenizer(list(texts), context_length=self.context)
         if not self.trims:
+            # Such a text tower takes nothing shorter.
+            ids = F.pad(ids, (0, self.full_context - ids.shape[1]), value=self.padding)
             lengths = torch.full((len(ids),), ids.shape[1])
         elif self._hf:
             lengths = (ids != self._text.config.pad_token_id).sum(1)
@@ -103,6 +111,27 @@ class OpenClip(Backbone):
         longest = int(lengths.max()) if len(ids) else 0
         mask = torch.arange(longest) < lengths[:, None]
         return {"input_ids": ids[:, :longest], "attention_mask": mask.long()}
+
+    def set_grad_checkpointing(self) -> None:
+        """As in open_clip, for both towers.
+
+        Raises:
+            ValueError: The image tower is one whose library cannot do it.
+        """
+        visual: Any = self.model.visual
+        if isinstance(visual, ModifiedResNet):  # open_clip passes over it in silence
+            super().set_grad_checkpointing()
+        if isinstance(visual, TimmModel):
+            try:
+                visual.trunk.set_grad_checkpointing(True)
+            except (AssertionError, NotImplementedError, AttributeError) as error:  # open_clip logs it and goes on
+                raise ValueError(f"backbone.grad_checkpointing: this timm tower cannot do it ({error})") from error
+        visual.set_grad_checkpointing(True)
+        if self._hf:
+            self._text.transformer.activation_checkpointing_enable()
+            self._text.transformer.disable_input_require_grads()  # else backward would run through a frozen tower
+        else:
+            self._text.transformer.grad_checkpointing = True
 
     def layer_groups(self, tower: Tower) -> list[list[nn.Parameter]]:
         """Parameters of a tower from input to output, grouped as open_clip's own locks group them."""
@@ -150,7 +179,10 @@ class OpenClip(Backbone):
         overrides = {"text_cfg": {**text, "hf_model_name": str(directory), "hf_model_pretrained": False}}
         with _quiet():
             model = open_clip.create_model(
-                f"local-dir:{directory}", load_weights=weights, **(overrides if "hf_model_name" in text else {})
+                f"local-dir:{directory}",
+                load_weights=weights,
+                device=torch.get_default_device(),
+                **(overrides if "hf_model_name" in text else {}),
             )
             tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
         return cls(model, tokenizer, settings)
