@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.conftest import SHARED
-from xmodal_kedro.config.data import GroupPrompts, PromptsConfig
+from xmodal_kedro.config.data import GroupPrompts, PromptsConfig, QueryForm, RelevanceConfig
 from xmodal_kedro.config.recipe import RecipeError, read_recipe
 from xmodal_kedro.data.attributes import Vocabulary
-from xmodal_kedro.data.prompts import augment, split_sentences
+from xmodal_kedro.data.prompts import augment, fill_skipping, member_captions, split_sentences
+from xmodal_kedro.retrieval.slices import cut_slices
 
 COLUMNS = ["image_id", "text_id", "path", "text", "group", "attributes", "split", "row", "source"]
 VOCABULARY = Vocabulary(("white",), ("Audi", "Balong Heavy Truck"), ("SUV", "Truck"))
@@ -64,6 +65,7 @@ def test_the_published_sentences_are_appended_in_order() -> None:
     ]
     pd.testing.assert_frame_equal(captions[COLUMNS].drop(columns="text"), MIXED.drop(columns="text"))
     pd.testing.assert_series_equal(captions["origin"], MIXED["text_id"], check_names=False)
+    pd.testing.assert_series_equal(captions["pair_text"], MIXED["text"], check_names=False)
 
 
 def test_queries_get_what_is_appended_and_no_extra_rows_when_asked() -> None:
@@ -107,9 +109,151 @@ def test_without_templates_the_captions_are_the_pairs(table: pd.DataFrame) -> No
     for groups in ({}, {"vehicle": GroupPrompts()}, {"faces": GroupPrompts(append=["Seen."])}):
         captions = augment(table, PromptsConfig(groups=groups), VOCABULARY)
         expected = table.reset_index(drop=True)
-        pd.testing.assert_frame_equal(captions, expected.assign(origin=expected["text_id"]))
+        pd.testing.assert_frame_equal(captions, expected.assign(origin=expected["text_id"], pair_text=expected["text"]))
     augment(table, PromptsConfig(groups={"vehicle": FIRST_PLACE}), VOCABULARY)
     pd.testing.assert_frame_equal(table, before)
+
+
+def texts_of(prompts: dict[str, GroupPrompts], split: str, **options: object) -> list[str | None]:
+    captions = augment(MIXED, PromptsConfig(groups=prompts, **options), VOCABULARY)
+    return captions.loc[captions["split"] == split, "text"].replace({np.nan: None}).tolist()
+
+
+def test_a_train_text_is_replaced_by_the_parts_that_are_there() -> None:
+    prompts = {"vehicle": GroupPrompts(replace="This is a {color} {brand} {type}.")}
+    assert texts_of(prompts, "train") == [
+        "This is a white Audi.",
+        "A man walks. He is in black.",
+        "This is a Balong Heavy Truck.",
+        "This is something.",
+        None,
+        "This is a white Audi.",
+    ]
+    assert texts_of(prompts, "val") + texts_of(prompts, "test") == ["A white SUV.", "A white Audi SUV."]
+
+
+@pytest.mark.parametrize(
+    ("template", "parts", "filled"),
+    [
+        ("This is a {color} {brand} {type}.", {"color": "white"}, "This is a white."),
+        ("This is a {color} {brand} {type}.", {"type": "SUV"}, "This is a SUV."),
+        ("{color} {brand} {type}", {"color": "white", "type": "SUV"}, "white SUV"),
+        ("{color} {brand} {type}", {"brand": "Golden Dragon"}, "Golden Dragon"),
+        ("{color} {brand} {type}", {}, None),
+        ("{text} It is {color}, {brand}!", {"color": "white"}, "So. It is white,!"),
+        ("a {color}{brand}", {"brand": "Audi"}, "a Audi"),
+        ("{{{color}}} of {brand}", {"color": "white"}, "{white} of"),
+        ("{text}!", {}, "So.!"),
+    ],
+)
+def test_parts_are_skipped_with_the_blanks_before_them(template: str, parts: dict, filled: str | None) -> None:
+    assert fill_skipping(template, parts, "So.") == filled
+
+
+A3R_QUERY = QueryForm(strip_prefixes=["A ", "This is a ", "An ", "This is an "], strip_end=".")
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "asked"),
+    [
+        ("This is a white Audi Sedan.", A3R_QUERY, "white Audi Sedan"),
+        ("This is an orange Golden Dragon Bus.", A3R_QUERY, "orange Golden Dragon Bus"),
+        ("An orange Bus", A3R_QUERY, "orange Bus"),
+        ("A white SUV...", A3R_QUERY, "white SUV"),
+        ("a white SUV.", A3R_QUERY, "a white SUV"),
+        ("Any SUV. ", A3R_QUERY, "Any SUV"),
+        ("A This is a SUV", A3R_QUERY, "This is a SUV"),
+        ("A .", A3R_QUERY, "A ."),
+        ("This is a white Audi.", QueryForm(strip_prefixes=["This", "This is a ", "This is"]), "white Audi."),
+        (
+            "This is a white Audi Sedan.",
+            QueryForm(strip_end=".", suffix=" image taken by traffic surveillance cameras"),
+            "This is a white Audi Sedan image taken by traffic surveillance cameras",
+        ),
+        ("这是一辆白色轿车。", QueryForm(strip_prefixes=["这是"], strip_end="。."), "一辆白色轿车"),
+    ],
+)
+def test_queries_are_put_as_they_were_published(text: str, form: QueryForm, asked: str) -> None:
+    for split in ("dev", "val", "test"):
+        table = pairs(("i", "t", text, "vehicle", None, split))
+        captions = augment(table, PromptsConfig(groups={"vehicle": GroupPrompts(query=form)}), VOCABULARY)
+        assert captions["text"].tolist() == [asked]
+        assert captions["pair_text"].tolist() == [text]
+    table = pairs(("i", "t", text, "vehicle", None, "train"))
+    captions = augment(table, PromptsConfig(groups={"vehicle": GroupPrompts(query=form)}), VOCABULARY)
+    assert captions["text"].tolist() == [text], "train texts are no queries"
+
+
+def test_what_is_appended_to_queries_follows_their_form() -> None:
+    prompts = GroupPrompts(query=A3R_QUERY, append=["It is {color}: {text}"])
+    assert texts_of({"vehicle": prompts}, "val", queries=True) == ["white SUV It is white: A white SUV."]
+
+
+def test_the_rows_that_the_first_place_meant_to_add() -> None:
+    color, brand = "The color of the vehicle is {color}.", "The brand of the vehicle is {brand}."
+    prompts = GroupPrompts(rows=[[color, brand], ["{text}", color, brand]], separator="")
+    captions = augment(MIXED, PromptsConfig(groups={"vehicle": prompts}), VOCABULARY)
+    train = captions[(captions["split"] == "train") & captions["image_id"].notna() & captions["text"].notna()]
+    of_white = "The color of the vehicle is white.The brand of the vehicle is Audi."
+    of_truck = "The brand of the vehicle is Balong Heavy Truck."
+    assert train[train["group"] == "vehicle"][["image_id", "text_id", "text"]].to_numpy().tolist() == [
+        ["v1", "a:1", "This is a white Audi."],
+        ["v1", "a:1/1", of_white],
+        ["v1", "a:1/2", "This is a white Audi." + of_white],
+        ["v2", "a:3", "A Balong Heavy Truck"],
+        ["v2", "a:3/1", of_truck],
+        ["v2", "a:3/2", "A Balong Heavy Truck" + of_truck],
+        ["v3", "a:4", "This is something."],
+    ]
+
+
+def test_completed_parts_fill_the_templates() -> None:
+    completed = pd.DataFrame(
+        [("v2", "a:3", "white", None, "Truck"), ("v1", "b:1", "white", "Audi", "SUV")],
+        columns=["image_id", "text_id", "color", "brand", "type"],
+    )
+    prompts = PromptsConfig(groups={"vehicle": GroupPrompts(replace="{color} {brand} {type}", append=["{type}!"])})
+    captions = augment(MIXED, prompts, VOCABULARY, completed)
+    assert captions["text"].replace({np.nan: None}).tolist() == [
+        "white Audi",
+        "A man walks. He is in black.",
+        "white Truck Truck!",
+        "This is something.",
+        None,
+        "white Audi",
+        "A white SUV.",
+        "A white Audi SUV.",
+    ], "v1 with a:1 is another row than v1 with b:1"
+    empty = augment(MIXED, prompts, VOCABULARY, completed.iloc[:0])
+    pd.testing.assert_frame_equal(empty, augment(MIXED, prompts, VOCABULARY))
+
+
+def test_a_member_trains_on_captions_of_its_own_and_is_asked_as_all_are() -> None:
+    shared = PromptsConfig(
+        groups={
+            "vehicle": GroupPrompts(replace="{color} {brand}", query=A3R_QUERY, append=["Seen."]),
+            "pedestrian": GroupPrompts(sentence_rows=True),
+        },
+        queries=True,
+    )
+    captions = augment(MIXED, shared, VOCABULARY)
+    own = member_captions(MIXED, captions, shared, {"vehicle": FIRST_PLACE}, VOCABULARY)
+    train = own[own["split"] == "train"]
+    assert train["text"].replace({np.nan: None}).tolist() == [
+        "This is a white Audi.This is a vehicle.The brand of the vehicle is Audi.The color of the vehicle is white.",
+        "A man walks. He is in black.",
+        "A man walks.",
+        "He is in black.",
+        "A Balong Heavy TruckThis is a vehicle.The brand of the vehicle is Balong Heavy Truck.",
+        "This is something.This is a vehicle.",
+        None,
+        "A white Audi.This is a vehicle.The brand of the vehicle is Audi.The color of the vehicle is white.",
+    ]
+    later = own[own["split"] != "train"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(later, captions[captions["split"] != "train"].reset_index(drop=True))
+    assert later["text"].tolist() == ["white SUV Seen.", "white Audi SUV Seen."]
+    unchanged = member_captions(MIXED, captions, shared, {}, VOCABULARY)
+    pd.testing.assert_frame_equal(unchanged, captions)
 
 
 def test_the_group_of_phrases_can_have_another_name() -> None:
@@ -188,6 +332,8 @@ def test_sentences_that_are_joined_come_apart_again(sentences: list[str]) -> Non
         ({"rows": ["A {color!r}."]}, "rows.0: cannot fill this template"),
         ({"append": ["A {color"]}, "append.0: cannot fill this template: expected '}' before end of string"),
         ({"append": [3]}, "append.0: Input should be a valid string"),
+        ({"rows": [["{text}", "A {colour}."]]}, "rows.0: cannot fill this template: no part is called 'colour'"),
+        ({"replace": "A {colour}."}, "replace: cannot fill this template: no part is called 'colour'"),
     ],
 )
 def test_a_template_that_cannot_be_filled_fails_with_its_key(prompts: dict, message: str) -> None:
@@ -198,5 +344,18 @@ def test_a_template_that_cannot_be_filled_fails_with_its_key(prompts: dict, mess
 
 def test_only_the_group_with_phrases_may_name_their_parts() -> None:
     with pytest.raises(ValidationError, match=r"groups\.pedestrian names {brand} in 'A {brand}\.'"):
-        PromptsConfig(groups={"pedestrian": GroupPrompts(rows=["A {brand}."])})
+        PromptsConfig(groups={"pedestrian": GroupPrompts(rows=[["Seen.", "A {brand}."]])})
     PromptsConfig(groups={"pedestrian": GroupPrompts(rows=["Seen: {text}"])})
+
+
+def test_prompts_of_queries_do_not_change_which_texts_are_equal() -> None:
+    table = pairs(
+        ("v1", "b:1", "A white SUV.", "vehicle", "A white SUV.", "val"),
+        ("v2", "b:2", "This is a white SUV.", "vehicle", "A white SUV.", "val"),
+        ("v3", "b:3", "A white SUV.", "vehicle", None, "val"),
+    )
+    captions = augment(table, PromptsConfig(groups={"vehicle": GroupPrompts(query=A3R_QUERY)}), VOCABULARY)
+    assert captions["text"].tolist() == ["white SUV"] * 3
+    (part,) = cut_slices(captions, RelevanceConfig(default="text"), ["val"])
+    assert part.texts == ["white SUV"] * 3
+    assert part.relevance.toarray().tolist() == [[True, False, True], [False, True, False], [True, False, True]]

@@ -1,5 +1,6 @@
 """What a recipe says about its data: where pairs come from, how they are split, prompted and judged."""
 
+from itertools import chain
 from string import Formatter
 from typing import Annotated, Literal
 
@@ -140,7 +141,14 @@ def _checked(template: str) -> str:
     return template
 
 
+def _each_checked(row: str | list[str]) -> str | list[str]:
+    for template in [row] if isinstance(row, str) else row:
+        template_parts(template)
+    return row
+
+
 Template = Annotated[str, AfterValidator(_checked)]
+RowTemplate = Annotated[str | list[str], AfterValidator(_each_checked)]
 
 
 class QueryForm(Frozen):
@@ -165,7 +173,11 @@ class GroupPrompts(Frozen):
 
     append: list[Template] = Field([], description="appended to the text of the row, in this order")
     separator: str = " "
-    rows: list[Template] = Field([], description="each adds a row of its own for the same image")
+    rows: list[RowTemplate] = Field(
+        [],
+        description="each adds a row of its own for the same image; of a list of templates those that can be filled "
+        "are joined by `separator`",
+    )
     sentence_rows: bool = Field(False, description="adds a row per sentence where the text has several")
 
 
@@ -180,7 +192,8 @@ class PromptsConfig(Frozen):
     @model_validator(mode="after")
     def _attribute_parts_only_of_vehicles(self) -> "PromptsConfig":
         for group, prompts in self.groups.items():
-            templates = (*prompts.append, *prompts.rows, *filter(None, [prompts.replace]))
+            sentences = [[row] if isinstance(row, str) else row for row in prompts.rows]
+            templates = (*prompts.append, *chain.from_iterable(sentences), *filter(None, [prompts.replace]))
             for template in () if group == self.vehicle_group else templates:
                 if parts := template_parts(template) - {"text"}:
                     raise ValueError(
@@ -199,6 +212,15 @@ class CompletionConfig(Frozen):
     )
     template: Template = Field("This is a {color} {brand} {type}.", description="of a candidate; missing parts skipped")
     store: str = Field("data/03_primary/completions", description="folder of what was labelled already")
+
+    @model_validator(mode="after")
+    def _candidates_differ_in_their_parts(self) -> "CompletionConfig":
+        named = template_parts(self.template)
+        if "text" in named:
+            raise ValueError("template names {text}: candidates are made of colour, brand and type alone")
+        if hidden := sorted(set(self.parts) - named):
+            raise ValueError(f"template does not name {{{hidden[0]}}}, so that all its candidates would read the same")
+        return self
 
 
 class RelevanceConfig(Frozen):

@@ -19,6 +19,7 @@ import pandas as pd
 from xmodal_kedro.config.data import VehicleVocabulary
 
 PEDESTRIAN_BITS = 21
+PARTS = ("color", "brand", "type")  # of a vehicle phrase, in the order in which they are said
 
 # A lone capitalised word may be a type ("Truck") or a brand ("Hongyan"), and its form does not tell which. Brands are
 # an open set, names of bodies are ordinary words: these are the ones that a learned vocabulary knows as types.

@@ -33,7 +33,7 @@ def cut_slices(captions: pd.DataFrame, relevance: RelevanceConfig, splits: list[
     """Cut the evaluation splits into slices.
 
     Args:
-        captions: The caption table (columns of the pair table).
+        captions: The caption table; a pair table, whose texts are its own, is one too.
         relevance: Which mode of relevance holds in which group.
         splits: Those wanted, for example `["dev", "val"]`; a split without rows gives no slice.
 
@@ -48,6 +48,8 @@ def cut_slices(captions: pd.DataFrame, relevance: RelevanceConfig, splits: list[
             text_ids = texts["text_id"].tolist()
             image_ids = rows["image_id"].dropna().drop_duplicates().tolist()
             mode = relevance.groups.get(str(group), relevance.default)
-            truth = text_to_image_relevance(rows, text_ids, image_ids, mode)
+            # Equal texts are those that came equal: what is right must not depend on how a recipe puts its queries.
+            came = rows.assign(text=rows.get("pair_text", rows["text"]))
+            truth = text_to_image_relevance(came, text_ids, image_ids, mode)
             slices.append(Slice(split, str(group), text_ids, texts["text"].tolist(), image_ids, truth))
     return slices
