@@ -1,0 +1,26 @@
+"""Small models with random weights, saved as the hubs have the large ones, with the real tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.conftest import SHARED
+
+TOKENIZERS = SHARED / "tokenizers"
+
+
+def save_chinese_clip(directory: Path, image_size: int = 64, seed: int = 0) -> None:
+    """A Chinese-CLIP of a few million parameters with the vocabulary of bert-base-chinese, as transformers saves it."""
+    from xmodal_kedro.models.chinese_clip import ChineseClip
+
+    vision = {"image_size": image_size, "patch_size": 16, "hidden_size": 128, "intermediate_size": 512}
+    text = {"vocab_size": 21128, "hidden_size": 128, "intermediate_size": 512, "max_position_embeddings": 512}
+    architecture = {
+        "projection_dim": 128,
+        "vision_config": vision | {"num_hidden_layers": 3, "num_attention_heads": 4},
+        "text_config": text | {"num_hidden_layers": 1, "num_attention_heads": 4, "type_vocab_size": 2},
+        "vocabulary": str(TOKENIZERS / "bert_chinese_vocab.txt"),
+    }
+    ChineseClip.from_config(architecture, seed).save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # the hub's directories have vocab.txt alone
+        (directory / name).unlink()
