@@ -60,6 +60,28 @@ SMALL = {
             },
         },
     ),
+    "blip": BackboneConfig(
+        name="blip",
+        architecture={
+            "image_text_hidden_size": 16,
+            "vision_config": {
+                "hidden_size": 24,
+                "intermediate_size": 32,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 2,
+                "image_size": SIZE,
+                "patch_size": 8,
+            },
+            "text_config": {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "max_position_embeddings": 64,
+                "vocab_size": 200,
+            },
+        },
+    ),
 }
 
 
