@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from xmodal_kedro.config.member import AugmentConfig
-from xmodal_kedro.models.transform import ImageTransform, draw_views
+from xmodal_kedro.models.augment import draw_views, erase, jitter, rand_augment, sharpen
+from xmodal_kedro.models.transform import ImageTransform
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}  # leaves values in 0..255
 
@@ -22,20 +25,24 @@ def noise(count: int, side: int) -> Tensor:
     )
 
 
-def torchvision_view(pixels: Tensor, box: list[int], flipped: bool, size: int) -> Tensor:
+def torchvision_view(pixels: Tensor, box: list[int], flipped: bool, size: int, linear: bool = False) -> Tensor:
     image = pixels.permute(2, 0, 1).float()
-    crop = tv.resized_crop(image, *box, [size, size], interpolation=InterpolationMode.BICUBIC, antialias=True)
+    mode = InterpolationMode.BILINEAR if linear else InterpolationMode.BICUBIC
+    crop = tv.resized_crop(image, *box, [size, size], interpolation=mode, antialias=True)
     return (tv.horizontal_flip(crop) if flipped else crop).clamp(0, 255)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "random"])
 @pytest.mark.parametrize(("side", "size"), [(32, 32), (64, 32), (48, 20), (33, 32)])
-def test_views_equal_torchvision_on_each_image_alone(side: int, size: int) -> None:
-    pixels, augment = noise(16, side), AugmentConfig(scale=[0.1, 0.9], ratio=[0.5, 2.0], flip=0.5)
+def test_views_equal_torchvision_on_each_image_alone(side: int, size: int, interpolation: str) -> None:
+    augment = AugmentConfig(scale=[0.1, 0.9], ratio=[0.5, 2.0], interpolation=interpolation, flip=0.5)
+    pixels = noise(16, side)
     views = ImageTransform(size, **PLAIN, augment=augment)(pixels, torch.Generator().manual_seed(3))
-    boxes, flipped = draw_views(16, side, augment, torch.Generator().manual_seed(3))
+    boxes, flipped, linear = draw_views(16, side, augment, torch.Generator().manual_seed(3))
     assert 0 < flipped.sum() < 16
+    assert (0 < linear.sum() < 16) == (interpolation == "random")
     for row in range(16):
-        expected = torchvision_view(pixels[row], boxes[row].tolist(), bool(flipped[row]), size)
+        expected = torchvision_view(pixels[row], boxes[row].tolist(), bool(flipped[row]), size, bool(linear[row]))
         torch.testing.assert_close(views[row], expected, atol=1e-3, rtol=0)
 
 
@@ -46,6 +53,56 @@ def test_without_augmentation_the_whole_image_is_resized(side: int, size: int) -
     for row in range(3):
         expected = torchvision_view(pixels[row], [0, 0, side, side], False, size)
         torch.testing.assert_close(views[row], expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_views_equal_pillow_to_a_grey_level(linear: bool) -> None:
+    """Pillow rounds to bytes between its two passes."""
+    pixels = 60 + noise(24, 61) // 2  # in between it also cuts what overshoots
+    augment = AugmentConfig(scale=[0.5, 0.9], interpolation="random")
+    views = ImageTransform(32, **PLAIN, augment=augment)(pixels, torch.Generator().manual_seed(5))
+    boxes, _, chosen = draw_views(24, 61, augment, torch.Generator().manual_seed(5))
+    rows = (chosen == linear).nonzero()[:, 0].tolist()
+    assert len(rows) > 4
+    for row in rows:
+        top, left, height, width = boxes[row].tolist()
+        image = Image.fromarray(pixels[row].numpy()).crop((left, top, left + width, top + height))
+        mode = Image.Resampling.BILINEAR if linear else Image.Resampling.BICUBIC
+        expected = torch.from_numpy(np.array(image.resize((32, 32), mode))).permute(2, 0, 1).float()
+        assert (views[row] - expected).abs().max() < 1.6
+        assert (views[row] - expected).abs().mean() < 0.4
+
+
+def test_random_interpolation_alone_resizes_the_whole_image() -> None:
+    pixels, augment = noise(16, 48), AugmentConfig(interpolation="random")
+    views = ImageTransform(32, **PLAIN, augment=augment)(pixels, torch.Generator().manual_seed(5))
+    linear = draw_views(16, 48, augment, torch.Generator().manual_seed(5))[2].tolist()
+    for row in range(16):
+        expected = torchvision_view(pixels[row], [0, 0, 48, 48], False, 32, linear[row])
+        torch.testing.assert_close(views[row], expected, atol=1e-3, rtol=0)
+
+
+def test_the_steps_follow_the_order_of_the_keys() -> None:
+    """Distortions see pixels of 0..255 after the crop; what is erased is zero after the normalisation."""
+    augment = AugmentConfig(
+        scale=[0.5, 0.9],
+        flip=0.5,
+        rand_augment={"num_ops": 2, "magnitude": 8},
+        sharpness={"factor": 0.1},
+        jitter={"brightness": 0.1, "contrast": 0.1, "saturation": 0.1},
+        erase={"probability": 1.0},
+    )
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.125)
+    pixels, generator = noise(8, 40), torch.Generator().manual_seed(7)
+    views = ImageTransform(32, mean, std, augment)(pixels, torch.Generator().manual_seed(7))
+    crop_alone = AugmentConfig(scale=[0.5, 0.9], flip=0.5)
+    expected = ImageTransform(32, **PLAIN, augment=crop_alone)(pixels, generator)
+    expected = rand_augment(expected, augment.rand_augment, generator)
+    expected = sharpen(expected, augment.sharpness, generator)
+    expected = jitter(expected, augment.jitter, generator)
+    expected = erase(tv.normalize(expected / 255, list(mean), list(std)), augment.erase, generator)
+    torch.testing.assert_close(views, expected, atol=1e-3, rtol=1e-4)
+    assert (views == 0).flatten(1).any(1).all()
 
 
 def test_normalises_each_channel() -> None:
@@ -68,7 +125,15 @@ def test_the_generator_decides_the_views() -> None:
 
 
 def test_an_empty_batch_stays_empty() -> None:
-    augment = AugmentConfig(scale=[0.2, 0.8], flip=0.5)
+    augment = AugmentConfig(
+        scale=[0.2, 0.8],
+        interpolation="random",
+        flip=0.5,
+        rand_augment={},
+        sharpness={},
+        jitter={"contrast": 1},
+        erase={},
+    )
     assert ImageTransform(16, **PLAIN, augment=augment)(noise(0, 32), torch.Generator()).shape == (0, 3, 16, 16)
     assert ImageTransform(16, **PLAIN)(noise(0, 32)).shape == (0, 3, 16, 16)
 
@@ -84,7 +149,7 @@ def test_crops_lie_inside_and_have_the_area_and_ratio_asked_for(
     side: int, scale: list[float], ratio: list[float], seed: int
 ) -> None:
     augment = AugmentConfig(scale=scale, ratio=ratio)
-    boxes, _ = draw_views(32, side, augment, torch.Generator().manual_seed(seed))
+    boxes, _, _ = draw_views(32, side, augment, torch.Generator().manual_seed(seed))
     top, left, height, width = boxes.double().unbind(1)
     assert (boxes >= 0).all()
     assert (height >= 1).all()
