@@ -50,10 +50,12 @@ class ProjectHook:
         tags = {tag for node in pipeline.nodes for tag in node.tags}
         reads = [recipe.data] if "data_processing" in tags else []
         reads += [recipe.predict] if "predict" in tags and recipe.predict else []
-        trains = {node.namespace for node in pipeline.nodes if "train" in node.tags}
+        loaded = {node.namespace for node in pipeline.nodes if "train" in node.tags}
+        if recipe.completion and "completed_attributes" in pipeline.all_outputs():
+            loaded.add(recipe.completion.member)
         from xmodal_kedro.data.preflight import PreflightError, check
 
-        members = {name: member for name, member in recipe.members.items() if name in trains}
+        members = {name: member for name, member in recipe.members.items() if name in loaded}
         drawn = self.project / recipe.synthetic.folder if recipe.synthetic else None
         for data in reads or ([None] if members else []):
             report = check(data, recipe.images, members, recipe.runtime, self.project, drawn)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from xmodal_kedro.config.data import GroupPrompts, PromptsConfig, QueryForm, template_parts
-from xmodal_kedro.data.attributes import PARTS, Vocabulary, parse_vehicle
+from xmodal_kedro.data.attributes import PARTS, Vocabulary, parse_vehicle, resolve_vocabulary
 
 # A stop that ends a sentence: a Chinese one anywhere, a western one before a blank or the end ("3.5" has none), and one
 # between a word in small letters and a capital, where the blank was forgotten ("on foot.He is").
@@ -114,6 +114,12 @@ def member_captions(
     return pd.concat([train, captions[captions["split"] != "train"]], ignore_index=True)
 
 
+def train_vocabulary(pairs: pd.DataFrame, prompts: PromptsConfig) -> Vocabulary:
+    """The vocabulary of vehicle phrases: as the recipe lists it, or learned from the train rows of a pair table."""
+    rows = pairs[(pairs["split"] == "train") & (pairs["group"] == prompts.vehicle_group)]
+    return resolve_vocabulary(prompts.vocabulary, rows["attributes"].dropna())
+
+
 def fill_skipping(template: str, parts: Mapping[str, str], text: str = "") -> str | None:
     """Fill a template and skip the parts that are not there; none where it names parts and not one of them is.
 
@@ -125,7 +131,7 @@ def fill_skipping(template: str, parts: Mapping[str, str], text: str = "") -> st
         return None
     if needed <= parts.keys():
         return template.format(**parts, text=text)
-    filled = template.format(**dict.fromkeys(needed, _SKIPPED) | parts, text=text)  # type: ignore[arg-type]
+    filled = template.format(**{part: parts.get(part, _SKIPPED) for part in needed}, text=text)
     return _GAP.sub("", filled).replace(_SKIPPED, "").strip()
 
 
@@ -160,7 +166,7 @@ def _parts_of_rows(
     if completed is not None and rows.any():
         keys = pd.MultiIndex.from_frame(completed[["image_id", "text_id"]])
         places = keys.get_indexer(pd.MultiIndex.from_frame(captions[["image_id", "text_id"]]))
-        known = [_present(row) for row in completed[list(PARTS)].to_dict("records")]
+        known = [_present(dict(zip(PARTS, row, strict=True))) for row in completed[list(PARTS)].to_numpy(dtype=object)]
         for position in np.flatnonzero(rows & (places >= 0)).tolist():
             found[position] = known[places[position]]
     return found

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from xmodal_kedro.config.data import DataConfig, ImagesConfig, PromptsConfig, SyntheticConfig
+from xmodal_kedro.config.data import CompletionConfig, DataConfig, ImagesConfig, PromptsConfig, SyntheticConfig
+from xmodal_kedro.config.ensemble import RuntimeConfig
+from xmodal_kedro.config.member import MemberConfig
 from xmodal_kedro.config_loader import project_path
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from xmodal_kedro.data.attributes import Vocabulary
     from xmodal_kedro.data.image_store import ImageStore
 else:  # Kedro evaluates these hints, and pandas would cost start-up
-    DataFrame = ImageStore = Vocabulary = Any
+    DataFrame = ImageStore = Any
 
 log = logging.getLogger(__name__)
 
@@ -97,19 +98,65 @@ def clean_queries(
 
     The captions that the members were trained on supply the vocabulary, where it is learned.
     """
-    from xmodal_kedro.data.prompts import augment
+    from xmodal_kedro.data.prompts import augment, train_vocabulary
     from xmodal_kedro.data.quarantine import check_share
 
     check_share(image_quarantine, 0, raw_pairs["image_id"].nunique(), predict.max_bad_share)
-    queries = augment(_readable(raw_pairs, image_quarantine), prompts, _vocabulary(captions, prompts))
+    queries = augment(_readable(raw_pairs, image_quarantine), prompts, train_vocabulary(captions, prompts))
     return queries, _quarantine(row_quarantine, image_quarantine)
 
 
-def make_captions(pairs: DataFrame, prompts: PromptsConfig) -> DataFrame:
-    """Prompt augmentation: train rows by the templates of their group, the rest only when asked."""
-    from xmodal_kedro.data.prompts import augment
+def complete_attributes(
+    pairs: DataFrame,
+    images: ImageStore,
+    prompts: PromptsConfig,
+    completion: CompletionConfig,
+    member: MemberConfig,
+    runtime: RuntimeConfig,
+) -> DataFrame:
+    """Let the un-tuned model of a member say which colours, brands or types the vehicles have whose phrase does not."""
+    from functools import partial
 
-    captions = augment(pairs, prompts, _vocabulary(pairs, prompts))
+    from xmodal_kedro.data.completion import complete_or_reuse, completion_key, incomplete_rows, untuned
+    from xmodal_kedro.data.prompts import train_vocabulary
+
+    vocabulary = train_vocabulary(pairs, prompts)
+    rows = incomplete_rows(pairs, images.ids, prompts, vocabulary, completion)
+    backbone, seed, precision = untuned(member.backbone), member.train.seed, member.embed.precision
+    key = partial(completion_key, rows, vocabulary, completion, backbone, seed, precision, images.fingerprint)
+
+    def make() -> DataFrame:
+        from xmodal_kedro.data.completion import complete
+        from xmodal_kedro.models import build
+        from xmodal_kedro.retrieval.embed import embed_images, embed_texts
+        from xmodal_kedro.training.device import pick_device
+
+        model = build(backbone, seed, texts=pairs["text"].dropna().unique().tolist()) if len(rows) else None
+        encode = {
+            "batch_size": member.embed.batch_size,
+            "device": pick_device(runtime),
+            "precision": precision,
+            "progress": True,
+        }
+        return complete(
+            rows,
+            vocabulary,
+            completion.template,
+            lambda ids: embed_images(model, images.pixels, images.rows(ids), **encode),
+            lambda texts: embed_texts(model, texts, **encode),
+        )
+
+    completed, reused = complete_or_reuse(rows, project_path() / completion.store, key, make)
+    how = "as completed by an earlier run" if reused else f"by {member.name} before training"
+    log.info("Completed %d of %d pairs %s", len(completed), (pairs["group"] == prompts.vehicle_group).sum(), how)
+    return completed
+
+
+def make_captions(pairs: DataFrame, prompts: PromptsConfig, completed: DataFrame | None = None) -> DataFrame:
+    """Prompt augmentation: train rows by the templates of their group, the rest in the form of queries."""
+    from xmodal_kedro.data.prompts import augment, train_vocabulary
+
+    captions = augment(pairs, prompts, train_vocabulary(pairs, prompts), completed)
     log.info("%d captions from %d pairs", len(captions), len(pairs))
     return captions
 
@@ -126,10 +173,3 @@ def _quarantine(*tables: DataFrame) -> DataFrame:
 
 def _readable(pairs: DataFrame, image_quarantine: DataFrame) -> DataFrame:
     return pairs[~pairs["path"].isin(image_quarantine["key"])]
-
-
-def _vocabulary(pairs: DataFrame, prompts: PromptsConfig) -> Vocabulary:
-    from xmodal_kedro.data.attributes import resolve_vocabulary
-
-    rows = pairs[(pairs["split"] == "train") & (pairs["group"] == prompts.vehicle_group)]
-    return resolve_vocabulary(prompts.vocabulary, rows["attributes"].dropna())

@@ -1,21 +1,31 @@
-"""data_processing: [draw] -> read -> pack -> clean -> captions."""
+"""data_processing: [draw] -> read -> pack -> clean -> [complete attributes] -> captions."""
 
 from kedro.pipeline import Node, Pipeline
 
 from xmodal_kedro.pipelines.data_processing import nodes
 
 
-def create_pipeline(*, synthetic: bool) -> Pipeline:
+def create_pipeline(*, synthetic: bool, completing: str | None = None) -> Pipeline:
     """Build the pipeline.
 
     Args:
         synthetic: Whether the recipe draws its own data first.
+        completing: The member whose un-tuned model completes attributes, if the recipe wants that.
     """
     drawn = (
         [Node(nodes.draw_synthetic_traffic, "params:synthetic", "synthetic_traffic", name="draw_synthetic_traffic")]
         if synthetic
         else []
     )
+    complete = [
+        Node(
+            nodes.complete_attributes,
+            ["pairs", "images", "params:prompts", "params:completion", f"params:{completing}", "params:runtime"],
+            "completed_attributes",
+            name="complete_attributes",
+        )
+    ]
+    completed = ["completed_attributes"] if completing else []
     read_inputs = ["params:data", "synthetic_traffic"] if synthetic else "params:data"
     return Pipeline(
         [
@@ -33,7 +43,8 @@ def create_pipeline(*, synthetic: bool) -> Pipeline:
                 ["pairs", "quarantine"],
                 name="clean_pairs",
             ),
-            Node(nodes.make_captions, ["pairs", "params:prompts"], "captions", name="make_captions"),
+            *(complete if completing else []),
+            Node(nodes.make_captions, ["pairs", "params:prompts", *completed], "captions", name="make_captions"),
         ],
         tags="data_processing",
     )
