@@ -111,12 +111,12 @@ def overrides(page: Path) -> list[Override]:
 
 
 def parsed(cell: str) -> Any:
-    """The value that a cell writes in YAML; numbers such as 1e-5, which YAML takes for text, are numbers here."""
-    value = yaml.safe_load(cell) if cell else None
+    """The value that a cell writes in YAML, or its words; numbers such as 1e-5, text for YAML, are numbers here."""
     try:
+        value = yaml.safe_load(cell)
         return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    except (yaml.YAMLError, ValueError):
+        return cell
 
 
 def _rows(text: str, header: list[str]) -> list[list[str]]:

@@ -41,7 +41,7 @@ def test_the_values_of_the_page_are_those_of_the_config(recipe: str) -> None:
     wrong = [
         f"{row.parameter}: the page says {row.ours!r}, the config {value_at(config, row.parameter)!r}"
         for row in rows
-        if value_at(config, row.parameter) is MISSING or parsed(row.ours) != value_at(config, row.parameter)
+        if row.ours == "" or parsed(row.ours) != value_at(config, row.parameter)
     ]
     assert not wrong, "\n".join(wrong)
     names = [row.parameter for row in rows]

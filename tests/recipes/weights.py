@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.conftest import SHARED
@@ -24,3 +25,19 @@ def save_chinese_clip(directory: Path, image_size: int = 64, seed: int = 0) -> N
     ChineseClip.from_config(architecture, seed).save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json"):  # the hub's directories have vocab.txt alone
         (directory / name).unlink()
+
+
+def save_roberta_tokenizer(directory: Path) -> None:
+    """vocab.json and merges.txt of roberta-base: GPT-2's byte pairs, numbered by their rank in fairseq's dictionary."""
+    token_of = {
+        index: token for token, index in json.loads((TOKENIZERS / "gpt2_roberta_encoder.json").read_text()).items()
+    }
+    ranked = [line.split()[0] for line in (TOKENIZERS / "fairseq_dict.txt").read_text().splitlines()]
+    tokens = ["<s>", "<pad>", "</s>", "<unk>"]
+    tokens += [token_of[int(name)] if name.isdigit() else name for name in ranked]  # or a made-up word
+    tokens.append("<mask>")
+    directory.mkdir(parents=True, exist_ok=True)
+    numbered = {token: index for index, token in enumerate(tokens)}
+    (directory / "vocab.json").write_text(json.dumps(numbered, ensure_ascii=False), encoding="utf-8")
+    merges = (TOKENIZERS / "gpt2_roberta_vocab.bpe").read_text(encoding="utf-8")
+    (directory / "merges.txt").write_text(merges, encoding="utf-8")
