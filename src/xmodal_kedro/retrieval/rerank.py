@@ -186,8 +186,8 @@ def reordered(scores: SliceScores, reranking: pd.DataFrame | None) -> SliceScore
             raise ValueError(stale)
         if not np.allclose(_pairs(forward, queries, gallery), table["fused"], rtol=1e-4, atol=1e-7):
             raise ValueError(stale)
-        candidates, second = gallery.reshape(-1, width), table["score"].to_numpy().reshape(-1, width)
-        return Reordered(forward, torch.from_numpy(candidates), torch.from_numpy(second)), backward
+        candidates, second = torch.tensor(gallery), torch.tensor(table["score"].to_numpy(np.float64))
+        return Reordered(forward, candidates.view(-1, width), second.view(-1, width)), backward
 
     return of_slice
 
