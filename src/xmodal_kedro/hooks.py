@@ -48,8 +48,22 @@ class ProjectHook:
                 raise click.ClickException(f"--load-versions names '{name}', which this run does not read{hint}")
         recipe = self.recipe
         tags = {tag for node in pipeline.nodes for tag in node.tags}
+        if recipe.ensemble.rerank and any(node.name.startswith("rerank") for node in pipeline.nodes):
+            from xmodal_kedro.retrieval.rerank import check_reranker
+
+            try:
+                check_reranker(recipe.ensemble.rerank, recipe.members)
+            except ValueError as error:
+                raise click.ClickException(str(error)) from error
         reads = [recipe.data] if "data_processing" in tags else []
         reads += [recipe.predict] if "predict" in tags and recipe.predict else []
+        template = recipe.ensemble.submission.template
+        if template and "matching_submission" in pipeline.all_outputs():
+            sample = self.project / recipe.data.root / template
+            if not sample.is_file():
+                raise click.ClickException(
+                    f"ensemble.submission.template: there is no file {sample}. Put it there, or set the key to null."
+                )
         loaded = {node.namespace for node in pipeline.nodes if "train" in node.tags}
         if recipe.completion and "completed_attributes" in pipeline.all_outputs():
             loaded.add(recipe.completion.member)
@@ -74,7 +88,7 @@ class ProjectHook:
             from xmodal_kedro.reporting.leaderboard import render, render_gain
 
             print(f"\n{render(catalog.load('leaderboard'))}")
-            if len(self.recipe.members) > 1:
+            if len(self.recipe.members) > 1 or self.recipe.ensemble.rerank:
                 print(render_gain(catalog.load("comparison")))
         places = {name: self._place(catalog, name) for name in sorted(outputs)}
         width = max(map(len, places), default=0)

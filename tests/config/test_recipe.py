@@ -57,7 +57,7 @@ def test_faults_are_named_by_their_key(path: str, value: object, message: str) -
         read_recipe(changed(path, value))
 
 
-@pytest.mark.parametrize("name", ["data", "ensemble", "Tall", "a-b", "1st"])
+@pytest.mark.parametrize("name", ["data", "ensemble", "fused", "Tall", "a-b", "1st"])
 def test_member_names_that_would_clash_are_refused(name: str) -> None:
     parameters = copy.deepcopy(PARAMETERS)
     parameters["member_names"] = [name]

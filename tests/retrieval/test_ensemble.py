@@ -15,7 +15,6 @@ from xmodal_kedro.retrieval.ensemble import (
     Member,
     check_fusion,
     choose_weights,
-    compare,
     fused_scores,
     match_slices,
     pair_members,
@@ -23,6 +22,7 @@ from xmodal_kedro.retrieval.ensemble import (
 )
 from xmodal_kedro.retrieval.judge import embedding_scores, judge_slices, judged_table
 from xmodal_kedro.retrieval.slices import Slice, cut_slices
+from xmodal_kedro.retrieval.standings import best_ranks, compare, compare_standings, judge_standings
 
 RELEVANCE = RelevanceConfig(default="id", groups={"vehicle": "attribute_text"})
 DIM = 12
@@ -162,6 +162,43 @@ def test_the_mixture_is_compared_with_each_member_on_the_same_queries() -> None:
     assert better["low"] > 0
     assert better["p"] < 0.01
     assert better["difference"] == pytest.approx(better["ensemble"] - better["alone"])
+
+
+def test_everybody_is_judged_on_the_same_queries_and_fused_stands_beside_what_was_re_ranked() -> None:
+    fusion, evaluation = FusionConfig(), EvaluationConfig(ks=[1], bootstrap=50)
+    weights = {"good": 0.5, "poor": 0.5}
+    slices = cut_slices(TABLE, RELEVANCE, ["dev", "val"])
+    plain = judge_standings([POOR, GOOD], slices, weights, fusion, [1])
+    assert list(plain) == ["poor", "good", "ensemble"]
+    assert {len(ranks) for ranks in best_ranks(plain).values()} == {50}
+    found = compare_standings(plain, fusion, evaluation)
+    assert set(found["split"]) == {"val"}
+    assert found.groupby("member")["best_on_dev"].all().to_dict() == {"good": True, "poor": False}
+
+    again = judge_standings([POOR, GOOD], slices, weights, fusion, [1], oracle(slices, weights, fusion))
+    assert list(again) == ["poor", "good", "fused", "ensemble"]
+    for name in ("poor", "good"):
+        assert (best_ranks(again)[name] == best_ranks(plain)[name]).all()
+    assert (best_ranks(again)["fused"] == best_ranks(plain)["ensemble"]).all()
+    table = compare_standings(again, fusion, evaluation).query("member == 'fused'")
+    assert set(table["direction"]) == {"t2i"}
+    assert not table["best_on_dev"].any()
+    gain = table.set_index("metric").loc["map_at_10"]
+    assert gain["low"] > 0
+    assert gain["ensemble"] > gain["alone"]
+
+
+def oracle(slices: list[Slice], weights: dict[str, float], fusion: FusionConfig) -> pd.DataFrame:
+    """A re-ranking of the first five by somebody who knows what is right."""
+    ranked = rank_slices(slices, fused_scores([POOR, GOOD], weights, fusion), 5).query("direction == 't2i'")
+    truth = {
+        (text, image)
+        for part in slices
+        for text, row in zip(part.text_ids, part.relevance.toarray(), strict=True)
+        for image in np.asarray(part.image_ids)[row]
+    }
+    right = [pair in truth for pair in zip(ranked["query_id"], ranked["gallery_id"], strict=True)]
+    return ranked.assign(fused=ranked["score"], score=np.array(right, float))
 
 
 def test_blind_splits_are_not_judged_and_a_table_needs_truth() -> None:

@@ -57,8 +57,8 @@ class Recipe(Frozen):
         for name in members:
             if not _NAME.fullmatch(name):
                 raise ValueError(f"'{name}' is no member name: lower-case letters, digits and _, a letter first")
-            if name in SECTIONS or name == "ensemble":
-                raise ValueError(f"'{name}' is a section, so no member can have that name")
+            if name in (*SECTIONS, "fused", "chance"):
+                raise ValueError(f"'{name}' is a section or a row of the leaderboard, so no member can have that name")
         return members
 
     @model_validator(mode="after")

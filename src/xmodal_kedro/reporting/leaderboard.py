@@ -13,6 +13,7 @@ from rich.table import Table
 from xmodal_kedro.retrieval.metric_names import higher_is_better
 
 CHANCE = "chance"
+FUSED = "fused"
 POOLED = "all"
 SHOWN = ("t2i.map_at_10", "t2i.recall_at_1", "t2i.recall_at_10", "i2t.map_at_10")
 COLUMNS = 4  # of metrics that fit a line
@@ -96,19 +97,22 @@ def render(board: pd.DataFrame, columns: Sequence[str] | None = None, width: int
 
 
 def render_gain(comparison: pd.DataFrame) -> str:
-    """What the ensemble gains over the member that is best on dev, a line per direction and metric.
+    """What the ensemble gains over the member that is best on dev, and by re-ranking; a line per direction and metric.
 
     Args:
         comparison: Columns `split, member, direction, metric, difference, low, high, p` and, where there is a dev
-            split, `best_on_dev`; without one every member is listed.
+            split, `best_on_dev`; without one every member is listed. The member `fused` is the ensemble before its
+            re-ranking.
     """
-    rows = comparison[comparison["best_on_dev"]] if "best_on_dev" in comparison else comparison
+    kept = comparison["best_on_dev"] | (comparison["member"] == FUSED) if "best_on_dev" in comparison else slice(None)
+    rows = comparison[kept]
     lines = []
     for row in rows.to_dict("records"):
         change, low, high = (100 * row[name] for name in ("difference", "low", "high"))
         what = f"{row['direction']} {row['metric']:<13} ensemble - {row['member']}"
         lines.append(f"  {what}: {change:+5.1f} [{low:+.1f}, {high:+.1f}], p = {row['p']:.3f}")
-    title = f"Gain on {comparison['split'].iloc[0]} over the member that is best on dev (paired, in points):"
+    fused = " and over the mixture before re-ranking" if (rows["member"] == FUSED).any() else ""
+    title = f"Gain on {comparison['split'].iloc[0]} over the member that is best on dev{fused} (paired, in points):"
     return "\n".join([title, *lines])
 
 

@@ -1,4 +1,4 @@
-"""The members of an ensemble as one: weights chosen on dev, scores mixed per slice, the mixture against its members."""
+"""The members of an ensemble as one: weights chosen on dev, scores mixed per slice, rankings and matchings of these."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import numpy as np
 import pandas as pd
 
 from xmodal_kedro.config.ensemble import FusionConfig
-from xmodal_kedro.retrieval.bootstrap import paired_difference
 from xmodal_kedro.retrieval.embeddings import Embeddings, check_made_by
 from xmodal_kedro.retrieval.fuse import DevPart, search_weights
 from xmodal_kedro.retrieval.judge import SliceScores
 from xmodal_kedro.retrieval.match import MatchTooLargeError, assign
-from xmodal_kedro.retrieval.metrics import Judged, pool
 from xmodal_kedro.retrieval.normalise import normalised
 from xmodal_kedro.retrieval.rank import rank, ranking_table
 from xmodal_kedro.retrieval.scores import EmbeddingScores, ScoreSource, Transposed, WeightedScores
@@ -58,7 +56,7 @@ def pair_members(embeddings: Sequence[Embeddings], captions: str) -> list[Member
 
 
 def choose_weights(members: Sequence[Member], dev: Sequence[Slice], fusion: FusionConfig) -> dict[str, Any]:
-    """Weights as the config gives them, or searched on dev.
+    """Weights as the config gives them, or searched on dev, by the fused scores: re-ranking comes after.
 
     Returns:
         `weights` (they sum to 1), `chosen` (searched, equal or given), `metric`, `direction`, and of a search `split`
@@ -184,50 +182,6 @@ def match_slices(slices: Sequence[Slice], scores: SliceScores) -> tuple[pd.DataF
         tables.append(table)
     columns = ["split", "group", "text_id", "image_id", "score", "right"]
     return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)), left_out
-
-
-def compare(
-    mixture: dict[str, list[Judged]], members: dict[str, dict[str, list[Judged]]], metrics: Sequence[str], seed: int
-) -> pd.DataFrame:
-    """The mixture against each member on the same queries, paired.
-
-    Args:
-        mixture: Group to judged directions, of one split.
-        members: The same of each member.
-        metrics: Which ones.
-        seed: Of the resampling.
-
-    Returns:
-        Columns `member, direction, metric, ensemble, alone, difference, low, high, p`: the difference over the pooled
-        queries with its 95 % interval, and the p of a randomisation test.
-    """
-    rows = []
-    for name, groups in members.items():
-        for place, direction in enumerate(("t2i", "i2t")):
-            ours = pool([judged[place] for judged in mixture.values()])
-            theirs = pool([judged[place] for judged in groups.values()])
-            for metric in metrics:
-                a, b = ours.values[metric], theirs.values[metric]
-                found = paired_difference(a, b, clusters=ours.clusters, seed=seed)
-                row = {
-                    "member": name,
-                    "direction": direction,
-                    "metric": metric,
-                    "ensemble": a.mean(),
-                    "alone": b.mean(),
-                }
-                rows.append(row | {"difference": found.value, "low": found.low, "high": found.high, "p": found.p})
-    return pd.DataFrame(rows)
-
-
-def best_member(dev: dict[str, dict[str, list[Judged]]], fusion: FusionConfig) -> str:
-    """The member that is best on dev by the metric and direction of the fusion, over all groups."""
-    place = ("t2i", "i2t").index(fusion.direction)
-    values = {
-        name: pool([judged[place] for judged in groups.values()]).values[fusion.metric].mean()
-        for name, groups in dev.items()
-    }
-    return max(values, key=lambda name: values[name])
 
 
 def _origins(members: Sequence[Member]) -> dict[str, Any]:

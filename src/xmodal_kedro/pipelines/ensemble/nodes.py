@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xmodal_kedro.config.data import RelevanceConfig
-from xmodal_kedro.config.ensemble import EnsembleConfig, EvaluationConfig
+from xmodal_kedro.config.data import DataConfig, RelevanceConfig
+from xmodal_kedro.config.ensemble import EnsembleConfig, EvaluationConfig, RuntimeConfig
+from xmodal_kedro.config_loader import project_path
 
 if TYPE_CHECKING:
     from pandas import DataFrame
     from plotly.graph_objects import Figure
 
+    from xmodal_kedro.data.image_store import ImageStore
     from xmodal_kedro.retrieval.embeddings import Embeddings
 else:  # Kedro evaluates these hints, and the libraries behind them would cost start-up
-    DataFrame = Figure = Embeddings = Any
+    DataFrame = Figure = Embeddings = ImageStore = Any
 
 log = logging.getLogger(__name__)
 
@@ -22,17 +25,49 @@ RANKED = ["dev", "val", "test"]
 
 
 def choose_fusion(
-    captions: DataFrame, relevance: RelevanceConfig, ensemble: EnsembleConfig, *embeddings: Embeddings
+    captions: DataFrame, relevance: RelevanceConfig, ensemble: EnsembleConfig, **embeddings: Embeddings
 ) -> dict[str, Any]:
     """Weights of the members, searched on dev unless the recipe gives them."""
     from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.retrieval.ensemble import choose_weights, pair_members
     from xmodal_kedro.retrieval.slices import cut_slices
 
-    members = pair_members(embeddings, table_fingerprint(captions))
+    members = pair_members(list(embeddings.values()), table_fingerprint(captions))
     fusion = choose_weights(members, cut_slices(captions, relevance, ["dev"]), ensemble.fusion)
     log.info("Weights (%s): %s", fusion["chosen"], {name: round(w, 3) for name, w in fusion["weights"].items()})
     return fusion
+
+
+def rerank_ensemble(
+    captions: DataFrame,
+    fusion: dict[str, Any],
+    relevance: RelevanceConfig,
+    ensemble: EnsembleConfig,
+    runtime: RuntimeConfig,
+    images: ImageStore,
+    checkpoint: Path,
+    **embeddings: Embeddings,
+) -> DataFrame:
+    """Look at the first images of every text again, with the checkpoint of the member that `ensemble.rerank` names."""
+    from xmodal_kedro.data.tables import table_fingerprint
+    from xmodal_kedro.models.checkpoint import read_checkpoint
+    from xmodal_kedro.retrieval.ensemble import fused_scores, pair_members
+    from xmodal_kedro.retrieval.rerank import rerank_slices
+    from xmodal_kedro.retrieval.slices import cut_slices
+    from xmodal_kedro.training.device import pick_device
+
+    assert ensemble.rerank is not None, "the pipeline has this node only where ensemble.rerank is set"
+    device = pick_device(runtime)
+    members = {member.name: member for member in pair_members(list(embeddings.values()), table_fingerprint(captions))}
+    scores = fused_scores(list(members.values()), fusion["weights"], ensemble.fusion)
+    slices = cut_slices(captions, relevance, RANKED)
+    if unknown := set(ensemble.rerank.top_ks) - {part.group for part in slices}:
+        log.warning("ensemble.rerank.top_ks names %s: no group of this data", ", ".join(sorted(unknown)))
+    member, loaded = members[ensemble.rerank.member], read_checkpoint(checkpoint, device)
+    reranking = rerank_slices(slices, scores, member, loaded, images, ensemble.rerank, device)
+    moved = (reranking["rank"] != reranking["first_rank"]).mean() if len(reranking) else 0.0
+    log.info("Re-ranked %d candidates by %s: %.0f %% moved", len(reranking), ensemble.rerank.method, 100 * moved)
+    return reranking
 
 
 def rank_ensemble(
@@ -40,18 +75,20 @@ def rank_ensemble(
     fusion: dict[str, Any],
     relevance: RelevanceConfig,
     ensemble: EnsembleConfig,
-    *embeddings: Embeddings,
+    reranking: DataFrame | None = None,
+    **embeddings: Embeddings,
 ) -> tuple[DataFrame, DataFrame]:
     """Fuse, and rank and match every split that has texts and images; each group on its own."""
     from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.retrieval.ensemble import check_fusion, fused_scores, match_slices, pair_members, rank_slices
+    from xmodal_kedro.retrieval.rerank import reordered
     from xmodal_kedro.retrieval.slices import cut_slices
 
-    members = pair_members(embeddings, table_fingerprint(captions))
+    members = pair_members(list(embeddings.values()), table_fingerprint(captions))
     for name in check_fusion(fusion, members):
         log.warning("%s was trained again since its weight was chosen: run --pipelines=ensemble to choose anew", name)
     slices = cut_slices(captions, relevance, RANKED)
-    scores = fused_scores(members, fusion["weights"], ensemble.fusion)
+    scores = reordered(fused_scores(members, fusion["weights"], ensemble.fusion), reranking)
     ranking = rank_slices(slices, scores, max(ensemble.fusion.top_k, ensemble.submission.top_k))
     matching, left_out = match_slices(slices, scores)
     for reason in left_out:
@@ -65,53 +102,41 @@ def judge_ensemble(
     relevance: RelevanceConfig,
     ensemble: EnsembleConfig,
     evaluation: EvaluationConfig,
-    *embeddings: Embeddings,
-) -> tuple[DataFrame, DataFrame, Figure, DataFrame, Figure]:
+    reranking: DataFrame | None = None,
+    **embeddings: Embeddings,
+) -> tuple[DataFrame, DataFrame, DataFrame, Figure, DataFrame, Figure]:
     """Judge the ensemble, and its members from the very embeddings that it combines.
 
     Returns:
-        The ensemble's metrics on dev and val; on val its paired difference to each member, everybody's ranks, and the
-        leaderboard as a table and as a figure.
+        The ensemble's metrics on dev and val; on val its recalls, its paired difference to each member (and to itself
+        before re-ranking, `fused`), everybody's ranks, and the leaderboard as a table and as a figure.
     """
-    import numpy as np
     import pandas as pd
 
     from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.reporting.figures import leaderboard_bars, rank_histogram
     from xmodal_kedro.reporting.leaderboard import leaderboard
-    from xmodal_kedro.retrieval.ensemble import best_member, compare, fused_scores, pair_members
-    from xmodal_kedro.retrieval.judge import embedding_scores, judge_slices, judged_table
+    from xmodal_kedro.reporting.recalls import recall_table
+    from xmodal_kedro.retrieval.ensemble import pair_members
+    from xmodal_kedro.retrieval.judge import judged_table
     from xmodal_kedro.retrieval.slices import cut_slices
+    from xmodal_kedro.retrieval.standings import best_ranks, compare_standings, judge_standings
 
-    members = pair_members(embeddings, table_fingerprint(captions))
+    members = pair_members(list(embeddings.values()), table_fingerprint(captions))
     slices = cut_slices(captions, relevance, ["dev", "val"])
-    judged = judge_slices(slices, fused_scores(members, fusion["weights"], ensemble.fusion), evaluation.ks)
-    alone = {
-        member.name: judge_slices(slices, embedding_scores(member.texts, member.images), evaluation.ks)
-        for member in members
-    }
-    split = "val" if "val" in judged else "dev"
-    compared = dict.fromkeys([ensemble.fusion.metric, *(f"recall_at_{k}" for k in evaluation.ks)])
-    of_members = {name: found[split] for name, found in alone.items()}
-    comparison = compare(judged[split], of_members, list(compared), evaluation.seed)
-    comparison.insert(0, "split", split)
-    if "dev" in judged:
-        best = best_member({name: found["dev"] for name, found in alone.items()}, ensemble.fusion)
-        comparison["best_on_dev"] = comparison["member"] == best
-    ranks = {
-        name: np.concatenate([both[0].values["mean_rank"] for both in groups.values()])
-        for name, groups in (of_members | {"ensemble": judged[split]}).items()
-    }
-    tables = [judged_table(name, found, evaluation) for name, found in [*alone.items(), ("ensemble", judged)]]
+    standings = judge_standings(members, slices, fusion["weights"], ensemble.fusion, evaluation.ks, reranking)
+    tables = [judged_table(name, found, evaluation) for name, found in standings.items()]
     metrics = pd.concat(tables, ignore_index=True)
-    return tables[-1], comparison, rank_histogram(ranks), leaderboard(metrics), leaderboard_bars(metrics)
+    comparison = compare_standings(standings, ensemble.fusion, evaluation)
+    histogram = rank_histogram(best_ranks(standings))
+    return tables[-1], recall_table(tables[-1]), comparison, histogram, leaderboard(metrics), leaderboard_bars(metrics)
 
 
 def write_submission(
-    pairs: DataFrame, ranking: DataFrame, matching: DataFrame, ensemble: EnsembleConfig
+    pairs: DataFrame, ranking: DataFrame, matching: DataFrame, ensemble: EnsembleConfig, data: DataConfig
 ) -> tuple[dict[str, Any], DataFrame]:
     """The ranked JSON and the one-to-one CSV of the split that the recipe submits, with its texts as they came."""
-    from xmodal_kedro.reporting.submission import matching_csv, track2_submission
+    from xmodal_kedro.reporting.submission import fill_template, matching_csv, shown_columns, track2_submission
 
     options = ensemble.submission
     with_texts = set(pairs.loc[pairs["text_id"].notna(), "split"])
@@ -122,15 +147,23 @@ def write_submission(
         raise ValueError(f"ensemble.submission.split is '{split}', which has no texts; the splits are {there}")
     ranked = ranking[(ranking["split"] == split) & (ranking["direction"] == "t2i")]
     matched = matching[matching["split"] == split]
-    return (
-        track2_submission(texts, ranked, options.top_k),
-        matching_csv(texts, matched, options.name_column),
-    )
+    answers = matching_csv(texts, matched, options.name_column)
+    if options.template is not None:
+        file = project_path() / data.root / options.template
+        answers = fill_template(file, answers, texts, shown_columns(data, split), "ensemble.submission.template")
+    return track2_submission(texts, ranked, options.top_k), answers
 
 
 def write_predictions(
-    pairs: DataFrame, ranking: DataFrame, matching: DataFrame, ensemble: EnsembleConfig
+    pairs: DataFrame, ranking: DataFrame, matching: DataFrame, ensemble: EnsembleConfig, predict: DataConfig
 ) -> tuple[dict[str, Any], DataFrame]:
-    """The same two files for new data, which is `test` whatever split the recipe submits."""
-    submission = ensemble.submission.model_copy(update={"split": "test"})
-    return write_submission(pairs, ranking, matching, ensemble.model_copy(update={"submission": submission}))
+    """The same two files for new data, which is `test` whatever split the recipe submits.
+
+    A sample file is filled in where one lies below `predict.root`; new data need not come with one.
+    """
+    template = ensemble.submission.template
+    if template is not None and not (project_path() / predict.root / template).is_file():
+        log.info("No sample file %s below predict.root: the CSV has one column", template)
+        template = None
+    submission = ensemble.submission.model_copy(update={"split": "test", "template": template})
+    return write_submission(pairs, ranking, matching, ensemble.model_copy(update={"submission": submission}), predict)

@@ -4,12 +4,18 @@ from kedro.pipeline import Node, Pipeline
 
 from xmodal_kedro.pipelines.data_processing import nodes as data
 from xmodal_kedro.pipelines.ensemble import nodes as ensemble
+from xmodal_kedro.pipelines.ensemble.pipeline import embedding_inputs
 from xmodal_kedro.pipelines.evaluate import nodes as evaluate
 
 
-def create_pipeline(members: list[str]) -> Pipeline:
-    """Build the prediction by these members."""
-    embeddings = [f"{member}.predict_{side}_embeddings" for member in members for side in ("image", "text")]
+def create_pipeline(members: list[str], reranker: str | None = None) -> Pipeline:
+    """Build the prediction by these members, with re-ranking by one of them where there is a `reranker`."""
+    embeddings = embedding_inputs(members, "{}.predict_{}_embeddings")
+    mixed = {
+        **{"captions": "predict_captions", "fusion": "fusion"},
+        **{"relevance": "params:relevance", "ensemble": "params:ensemble"},
+    }
+    reranking = {"reranking": "predict_reranking"} if reranker else {}
     read = Pipeline(
         [
             Node(
@@ -35,17 +41,25 @@ def create_pipeline(members: list[str]) -> Pipeline:
             ),
         ]
     )
+    rerank = Node(
+        ensemble.rerank_ensemble,
+        {**mixed, "runtime": "params:runtime", "images": "predict_images", "checkpoint": f"{reranker}.checkpoint"}
+        | embeddings,
+        "predict_reranking",
+        name="rerank_new_data",
+    )
     rank = Pipeline(
         [
+            *([rerank] if reranker else []),
             Node(
                 ensemble.rank_ensemble,
-                ["predict_captions", "fusion", "params:relevance", "params:ensemble", *embeddings],
+                {**mixed, **reranking, **embeddings},
                 ["predict_ranking", "predict_matching"],
                 name="rank_new_data",
             ),
             Node(
                 ensemble.write_predictions,
-                ["predict_raw_pairs", "predict_ranking", "predict_matching", "params:ensemble"],
+                ["predict_raw_pairs", "predict_ranking", "predict_matching", "params:ensemble", "params:predict"],
                 ["predict_submission", "predict_matching_submission"],
                 name="write_predictions",
             ),
