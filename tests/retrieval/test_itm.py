@@ -86,3 +86,18 @@ def test_formulas_are_as_published() -> None:
     assert combined(fused, itm, "itm").tolist() == itm.tolist()
     assert combined(fused, itm, "itm_plus_fused").tolist() == [[3.5, -3.75], [1.0, 0.0]]
     np.testing.assert_allclose(combined(fused, itm, "fused_plus_unit_itm"), [[0.5 + 0.6, 0.25 - 0.8], [1.0, 0.0]])
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_blip_matches_as_it_would_each_pair_alone(batch_size: int) -> None:
+    backbone = small_backbone("blip")
+    pixels = np.random.default_rng(3).integers(0, 256, (6, backbone.image_size, backbone.image_size, 3), dtype=np.uint8)
+    images, captions = (part[:15] % size for part, size in zip(some_pairs(15, seed=4), (6, 5), strict=True))
+    found = match_logits(backbone, pixels, images, TEXTS, captions, batch_size)
+    transform = backbone.image_transform(train=False)
+    for logit, image, text in zip(found, images, captions, strict=True):
+        with torch.no_grad():
+            states = backbone.image_states(transform(torch.from_numpy(pixels[image : image + 1])))
+            expected = backbone.match(states, backbone.tokenize([TEXTS[text]]))
+        np.testing.assert_allclose(logit, float(expected[0]), rtol=1e-4, atol=1e-5)
+    assert found.std() > 0
