@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -32,14 +33,18 @@ def value_and_gradients(loss: Tensor, inputs: tuple[Tensor, ...]) -> list[Tensor
     return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
 
+@pytest.mark.parametrize("directions", ["mean", "sum"])
 @pytest.mark.parametrize(
     ("keys", "smoothing", "truncation"), list(itertools.product(KEYS, [0.0, 0.1, 0.5], [0.0, 0.05, 0.3, 0.9]))
 )
-def test_values_and_gradients_are_those_of_the_loops(keys: str, smoothing: float, truncation: float) -> None:
+def test_values_and_gradients_are_those_of_the_loops(
+    keys: str, smoothing: float, truncation: float, directions: Literal["mean", "sum"]
+) -> None:
     inputs = features(7)
     labels = None if KEYS[keys] is None else torch.tensor(KEYS[keys])
-    ours = value_and_gradients(contrastive_loss(*inputs, labels, smoothing, truncation), inputs)
-    theirs = value_and_gradients(reference.contrastive_loss(*inputs, labels, smoothing, truncation), inputs)
+    settings = (labels, smoothing, truncation, directions)
+    ours = value_and_gradients(contrastive_loss(*inputs, *settings), inputs)
+    theirs = value_and_gradients(reference.contrastive_loss(*inputs, *settings), inputs)
     for mine, loop in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine.double(), loop, atol=1e-6, rtol=1e-5)
 
@@ -53,6 +58,13 @@ def test_the_plain_case_is_open_clips_loss(size: int) -> None:
         ours = value_and_gradients(contrastive_loss(image, text, scale, keys), inputs)
         for mine, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
+
+
+def test_the_sum_is_that_of_the_two_cross_entropies() -> None:
+    image, text, scale = features(9, dtype=torch.float32)
+    logits, labels = scale.exp() * image @ text.T, torch.arange(9)
+    expected = F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)
+    torch.testing.assert_close(contrastive_loss(image, text, scale, directions="sum"), expected)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ def contrastive_loss(
     keys: Tensor | None = None,
     label_smoothing: float = 0.0,
     truncation: float = 0.0,
+    directions: str = "mean",
 ) -> Tensor:
     size = len(image)
     scale = torch.exp(logit_scale)
@@ -36,4 +37,5 @@ def contrastive_loss(
     pairs = [one_direction(image, text, row) + one_direction(text, image, row) for row in range(size)]
     kept = max(1, floor((1 - Fraction(str(truncation))) * size))  # in exact decimals: a part of a pair is not kept
     pairs = sorted(pairs, key=Tensor.item)[:kept]
-    return sum(pairs) / len(pairs) / 2
+    total = sum(pairs) / len(pairs)
+    return total if directions == "sum" else total / 2

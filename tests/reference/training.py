@@ -7,11 +7,26 @@ import math
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from tests.reference.contrastive import contrastive_loss
 from xmodal_kedro.config.member import TrainConfig
-from xmodal_kedro.models.backbone import Backbone
+from xmodal_kedro.models.backbone import Backbone, Batch, TrainState
+
+
+def batch_gradients(backbone: Backbone, batch: Batch, state: TrainState, size: int) -> tuple[float, dict[str, Tensor]]:
+    """Loss of a batch and its gradients, computed in parts of `size` rows whose graphs are all kept till the end."""
+    images, texts = [], []
+    for row in range(0, len(batch.pixels), size):
+        tokens = {name: values[row : row + size] for name, values in batch.tokens.items()}
+        image, text = backbone.features(Batch(batch.pixels[row : row + size], tokens))
+        images.append(image)
+        texts.append(text)
+    loss = backbone.feature_losses(torch.cat(images), torch.cat(texts), batch.keys, state)["loss"]
+    backbone.zero_grad()
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in backbone.named_parameters() if p.grad is not None}
 
 
 def train_epoch(

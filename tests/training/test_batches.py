@@ -63,6 +63,39 @@ def test_a_single_left_over_row_is_left_out() -> None:
     assert [len(batch) for batch in deal(np.arange(5), 3, rng())] in ([3, 2], [2, 3])
 
 
+@given(
+    alike=st.lists(st.integers(-3, 5), min_size=2, max_size=60),
+    batch_size=st.integers(4, 20),
+    processes=st.integers(2, 4),
+    seed=st.integers(0, 9),
+)
+def test_processes_share_every_batch_evenly(alike: list[int], batch_size: int, processes: int, seed: int) -> None:
+    batches = deal(np.array(alike), batch_size, rng(seed), processes)
+    dealt = sorted(row for batch in batches for row in batch.tolist())
+    assert len(dealt) == len(set(dealt)) == len(alike) - len(alike) % processes
+    sizes = [len(batch) for batch in batches]
+    assert all(size % processes == 0 and 0 < size <= batch_size for size in sizes)
+    assert max(sizes, default=0) - min(sizes, default=0) <= processes
+    for value, count in Counter(alike).items():
+        for batch in batches:
+            # As even as can be in the rounds that all batches get, and once more in those of the longer ones.
+            shared = math.ceil(count / len(batches))
+            assert sum(alike[row] == value for row in batch) <= shared + processes
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "processes"), [(24, 6, 2), (24, 6, 3), (96, 32, 4), (10, 2, 2)])
+def test_where_shares_are_whole_all_numbers_of_processes_deal_the_same(
+    rows: int, batch_size: int, processes: int
+) -> None:
+    alike = np.arange(rows) // 3
+    alone, together = deal(alike, batch_size, rng()), deal(alike, batch_size, rng(), processes)
+    assert [batch.tolist() for batch in alone] == [batch.tolist() for batch in together]
+
+
+def test_fewer_rows_than_processes_are_no_batch() -> None:
+    assert deal(np.arange(3), 8, rng(), 4) == []
+
+
 # --- pairs
 
 
@@ -84,8 +117,9 @@ def test_batches_bring_the_pixels_tokens_and_keys_of_their_rows(backbone: Backbo
     np.save(tmp_path / "pixels.npy", images())
     pixels = np.load(tmp_path / "pixels.npy", mmap_mode="r")
     rows = np.array([3, 0, 4])
-    read, tokens, keys = Pairs(backbone, pixels, examples()).read(rows)
-    assert np.array_equal(read.numpy(), images()[[2, 5, 1]])
+    pairs = Pairs(backbone, pixels, examples())
+    assert np.array_equal(pairs.images(rows).numpy(), images()[[2, 5, 1]])
+    tokens, keys = pairs.captions(rows)
     expected = backbone.tokenize([TEXTS[row] for row in rows])
     assert torch.equal(tokens["input_ids"], expected["input_ids"])
     assert torch.equal(tokens["attention_mask"], expected["attention_mask"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from typing import Any
 
@@ -17,7 +16,6 @@ from xmodal_kedro.config.member import LossConfig, TrainConfig
 from xmodal_kedro.models.backbone import Backbone
 from xmodal_kedro.training.batches import deal
 from xmodal_kedro.training.loop import NonFiniteLossError, train
-from xmodal_kedro.training.optimiser import learning_rate
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (240, 240, 240)}
 ROWS = 24
@@ -221,17 +219,6 @@ def test_history_and_reports_begin_before_training() -> None:
     assert [numbers["lr"] for _, numbers in steps][:2] == [0.0005, 0.001]
     assert history["loss"][1] == pytest.approx(np.mean([numbers["loss"] for _, numbers in steps[:4]]))
     assert {"loss", "lr", "logit_scale", "pairs_per_second"} == steps[0][1].keys()
-
-
-def test_the_rate_warms_up_and_falls() -> None:
-    settings = config(lr=1.0, warmup_steps=4)
-    rates = [learning_rate(step, 12, settings) for step in range(12)]
-    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert rates[8] == pytest.approx(0.5)
-    assert all(later < earlier for earlier, later in itertools.pairwise(rates[4:]))
-    constant = config(lr=1.0, schedule="constant", warmup_steps=2)
-    assert [learning_rate(step, 12, constant) for step in (0, 1, 2, 11)] == [0.5, 1.0, 1.0, 1.0]
-    assert learning_rate(0, 5, config(lr=1.0, warmup_steps=10)) == 0.1
 
 
 # --- what goes wrong

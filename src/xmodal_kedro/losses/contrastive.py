@@ -8,6 +8,8 @@ first place of the CVPR 2023 foundation-model challenge, track 2.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,8 +22,9 @@ def contrastive_loss(
     keys: Tensor | None = None,  # [B] integers
     label_smoothing: float = 0.0,
     truncation: float = 0.0,
+    directions: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    """Mean cross-entropy of both directions over the pairs of a batch.
+    """Cross-entropy of both directions, averaged over the pairs of a batch.
 
     The softmax runs in fp32 whatever the features are and whatever autocast says.
 
@@ -33,22 +36,22 @@ def contrastive_loss(
         label_smoothing: Share of the target that is spread over the whole batch.
         truncation: Share of the pairs, those with the highest sum of both directions, that is dropped;
             `int((1 - truncation) * B)` pairs are kept, but never none.
+        directions: Mean or sum of image-to-text and text-to-image.
 
     Returns:
-        A scalar; with neither keys, smoothing nor truncation it is open_clip's `ClipLoss`.
+        A scalar; the mean with neither keys, smoothing nor truncation is open_clip's `ClipLoss`.
     """
     with torch.autocast(image.device.type, enabled=False):
         logits = logit_scale.float().exp() * image.float() @ text.float().T  # [B, B]
         targets = _targets(keys, len(logits), logits)
-        per_pair = (
-            F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
-            + F.cross_entropy(logits.T, targets, reduction="none", label_smoothing=label_smoothing)
-        ) / 2
+        per_pair = F.cross_entropy(
+            logits, targets, reduction="none", label_smoothing=label_smoothing
+        ) + F.cross_entropy(logits.T, targets, reduction="none", label_smoothing=label_smoothing)
         if truncation:
             # 0.9 of 10 must be 9 although (1 - 0.1) * 10 may come out a hair below.
             kept = max(1, int((1.0 - truncation) * len(per_pair) + 1e-9))
             per_pair = per_pair[per_pair.detach().argsort(stable=True)[:kept]]
-        return per_pair.mean()
+        return per_pair.mean() / (2 if directions == "mean" else 1)
 
 
 def _targets(keys: Tensor | None, size: int, like: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from xmodal_kedro.config.member import AugmentConfig, LossConfig, TrainConfig
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.losses.contrastive import contrastive_loss
+from xmodal_kedro.losses.gather import gathered
 from xmodal_kedro.models.transform import ImageTransform
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP clamps it: beyond, the softmax is one-hot and training unstable
@@ -227,8 +228,13 @@ class Backbone(nn.Module, ABC):
         )
 
     def feature_losses(self, image: Tensor, text: Tensor, keys: Tensor | None, state: TrainState) -> dict[str, Tensor]:
-        """Losses of features [B, D] of a whole batch, L2-normalised."""
-        loss = contrastive_loss(image, text, self.logit_scale, keys, state.loss.label_smoothing, state.loss.truncation)
+        """Losses of features [B, D] of a whole batch, L2-normalised, computed over the rows of all processes."""
+        image, text = gathered(image, grad=True), gathered(text, grad=True)
+        keys = None if keys is None else gathered(keys)
+        config = state.loss
+        loss = contrastive_loss(
+            image, text, self.logit_scale, keys, config.label_smoothing, config.truncation, config.directions
+        )
         return {"loss": loss}
 
     def after_step(self) -> None:

@@ -51,35 +51,47 @@ class Pairs:
         columns = [pd.factorize(self.keys.numpy())[0], texts, pd.factorize(self.image_rows)[0]]
         self.alike = min(columns, key=lambda codes: codes.max())  # key, caption or image: whichever repeats most
 
-    def read(self, rows: np.ndarray) -> tuple[Tensor, Tokens, Tensor]:
-        """Pixels [B, S, S, 3] uint8, trimmed tokens and keys [B] of a batch."""
-        pixels = torch.from_numpy(np.ascontiguousarray(self.pixels[self.image_rows[rows]]))
+    def images(self, rows: np.ndarray) -> Tensor:
+        """Pixels [B, S, S, 3] uint8."""
+        return torch.from_numpy(np.ascontiguousarray(self.pixels[self.image_rows[rows]]))
+
+    def captions(self, rows: np.ndarray) -> tuple[Tokens, Tensor]:
+        """Trimmed tokens and keys [B]."""
         picked = torch.from_numpy(rows)
         texts = self.texts[picked]
-        return pixels, trimmed({name: values[texts] for name, values in self.tokens.items()}), self.keys[picked]
+        return trimmed({name: values[texts] for name, values in self.tokens.items()}), self.keys[picked]
 
 
-def deal(alike: np.ndarray, batch_size: int, generator: np.random.Generator) -> list[np.ndarray]:
+def deal(alike: np.ndarray, batch_size: int, generator: np.random.Generator, multiple_of: int = 1) -> list[np.ndarray]:
     """Deal rows to batches like cards, one value of `alike` after the other.
 
     Rows that are alike end up in different batches; if there are more of them than batches, they are shared out evenly.
-    Batches differ by one row at most, so there is no ragged tail; one of a single row has no negatives and is left out.
+    Batches are as even as they can be, so there is no ragged tail; one of a single row has no negatives and is left
+    out, and so are the `N % multiple_of` rows that no batch can take.
 
     Args:
         alike: [N] integers, equal where two rows should not meet. All different means a plain shuffle.
         batch_size: Rows at most.
         generator: Decides the order of the values, of the rows of a value, and of the batches.
+        multiple_of: Divides the rows of every batch, so that as many processes share it evenly.
 
     Returns:
-        Arrays of rows, together `arange(N)` (but for that single row).
+        Arrays of rows, together `arange(N)` (but for those that are left out).
     """
-    batches = math.ceil(len(alike) / batch_size)
+    shares = len(alike) // multiple_of
+    batches = math.ceil(shares / (batch_size // multiple_of))
     values, codes = np.unique(alike, return_inverse=True)
     shuffled = generator.permutation(len(alike))
     turn = generator.permutation(len(values))[codes]
     cards = shuffled[np.argsort(turn[shuffled], kind="stable")]
-    hands = [cards[hand::batches] for hand in generator.permutation(batches)]
-    return [hand for hand in hands if len(hand) > 1]
+    order = generator.permutation(batches)
+    if batches == 0:
+        return []
+    # Every batch gets a card in each of the first rounds; in the last ones only those that are to be longer by a share.
+    rounds, longer = shares // batches * multiple_of, shares % batches
+    first, last = cards[: rounds * batches], cards[rounds * batches : shares * multiple_of]
+    hands = [[first[hand::batches], last[hand::longer] if hand < longer else last[:0]] for hand in order]
+    return [rows for hand in hands if len(rows := np.concatenate(hand)) > 1]
 
 
 def prefetched(items: Iterable[Item]) -> Generator[Item, None, None]:

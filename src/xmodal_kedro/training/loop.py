@@ -1,7 +1,13 @@
-"""Train a backbone on pairs: the same seed and threads give the same weights, and the best epoch's are kept."""
+"""Train a backbone on pairs: the same seed and threads give the same weights, and the best epoch's are kept.
+
+Where several processes train together (see `training.launch`), all of them call `train` with the same arguments; each
+computes its share of every batch, and their number changes neither batches nor views of the images. Dropout is drawn
+anew in each process.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -14,13 +20,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from xmodal_kedro.config.member import TrainConfig
+from xmodal_kedro.config.member import AugmentConfig, TrainConfig
+from xmodal_kedro.losses.gather import processes, rank
 from xmodal_kedro.models.backbone import Backbone, Batch, Tokens, TrainState, seeded
 from xmodal_kedro.training.batches import Pairs, deal, pinned, prefetched
+from xmodal_kedro.training.gradient_cache import cached_backward, uses_batch_statistics
 from xmodal_kedro.training.optimiser import learning_rate, make_optimiser
+from xmodal_kedro.training.processes import average_gradients, averaged, own_share, said_by_first, spread_weights
 
 Evaluate = Callable[[Backbone], dict[str, float]]
 Report = Callable[[int, dict[str, float]], None]
+
+log = logging.getLogger(__name__)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -29,7 +40,7 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained backbone and how it came about."""
+    """A trained backbone and how it came about; of several processes, only rank 0 has the whole answer."""
 
     backbone: Backbone  # in eval mode, with the weights of `best_epoch`
     history: pd.DataFrame  # a row per epoch; epoch 0 is before training
@@ -53,29 +64,33 @@ def train(
         backbone: Trained in place; parameters that are frozen stay so.
         pixels: [N, S, S, 3] uint8 packed images, may be memory-mapped.
         examples: Columns `text`, `image_row` and `key`: see `Pairs`.
-        evaluate: Metrics on dev by name; called in eval mode. None needs `keep: last` and no `patience`.
+        evaluate: Metrics on dev by name; called in eval mode, by rank 0 alone. None needs `keep: last` and no
+            `patience`.
         config: Every key of it counts here, but `loss.multi_positive`, which decides `key`.
         device: Where to train.
         report: Called with the step (from 1) and numbers: after each step what `training_step` returns, `lr`,
-            `logit_scale` and `pairs_per_second`; after each evaluation `dev/<metric>`.
+            `logit_scale` and `pairs_per_second`; after each evaluation `dev/<metric>`. Only rank 0 reports.
         name: Of the member, for the progress bar and errors.
 
     Returns:
         History columns: `epoch`, `step`, `loss` (mean of the epoch), `lr`, `pairs_per_second`, `dev/<metric>`.
 
     Raises:
-        ValueError: Too few pairs, rows that do not exist, or a metric that `evaluate` does not give.
+        ValueError: Too few pairs, rows that do not exist, a metric that `evaluate` does not give, micro-batches of a
+            backbone whose loss needs more than features, or a batch that is smaller than the number of processes.
         NonFiniteLossError: Naming step, epoch, rate and what to try.
     """
     if evaluate is None and (config.keep == "best" or config.patience):
         raise ValueError(
             "train.keep 'best' and train.patience need an evaluation on dev: set keep to last, no patience"
         )
+    if rank() > 0:
+        evaluate = report = None
     device = torch.device(device)
     pairs = Pairs(backbone, pixels, examples)
     trainer = _Trainer(backbone.to(device), pairs, config, device, name)
     history, best = [], _Best(backbone, config)
-    with seeded(config.seed), _bar(config.epochs * len(examples), name) as bar:
+    with seeded(config.seed + rank()), _bar(config.epochs * len(examples), name) as bar:
         for epoch in range(config.epochs + 1):
             row = trainer.run_epoch(epoch, report, bar) if epoch else {"epoch": 0, "step": 0}
             if evaluate is not None:
@@ -85,9 +100,9 @@ def train(
                 if report is not None:
                     report(trainer.step, {f"dev/{metric}": value for metric, value in metrics.items()})
             history.append(row)
-            if config.patience and epoch - best.epoch >= config.patience:
+            if said_by_first(config.patience is not None and epoch - best.epoch >= config.patience):
                 break
-    kept_epoch = best.restore() if config.keep == "best" else epoch
+    kept_epoch = best.restore() if evaluate is not None and config.keep == "best" else epoch
     metric = history[kept_epoch].get(f"dev/{config.metric}")
     return TrainResult(backbone.eval(), pd.DataFrame(history), kept_epoch, metric)
 
@@ -97,19 +112,24 @@ class _Trainer:
 
     def __init__(self, backbone: Backbone, pairs: Pairs, config: TrainConfig, device: torch.device, name: str) -> None:
         self.backbone, self.pairs, self.config, self.device, self.name = backbone, pairs, config, device, name
+        _check(backbone, config, name)
+        spread_weights(backbone)
         backbone.begin_training(config)
         self.optimiser = make_optimiser(backbone, config)
         self.parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         self.transform = backbone.image_transform(train=True, augment=config.augment)
         self.views = torch.Generator().manual_seed(config.seed)
+        # Random views are drawn for the rows of all processes, so that no view depends on who computes it.
+        self.draws_for_all = processes() > 1 and config.augment != AugmentConfig()
         self.step = 0
         self.steps_per_epoch = len(self.deal(1))
         self.steps = config.epochs * self.steps_per_epoch
 
     def deal(self, epoch: int) -> list[np.ndarray]:
-        """The batches of an epoch, as rows."""
+        """The batches of an epoch, as rows; all processes deal the same."""
         alike = self.pairs.alike if self.config.sampler == "spread" else np.arange(len(self.pairs.alike))
-        return deal(alike, self.config.batch_size, np.random.default_rng([self.config.seed, epoch]))
+        generator = np.random.default_rng([self.config.seed, epoch])
+        return deal(alike, self.config.batch_size, generator, processes())
 
     def run_epoch(self, epoch: int, report: Report | None, bar: tqdm) -> dict[str, float]:
         """Train on every pair once."""
@@ -118,39 +138,39 @@ class _Trainer:
         with closing(prefetched(map(self.read, self.deal(epoch)))) as batches:
             for pixels, tokens, keys in batches:
                 start = time.perf_counter()
-                rate = learning_rate(self.step, self.steps, self.config)
+                rate = learning_rate(self.step, self.steps_per_epoch, self.config)
                 numbers = self.run_step(pixels, tokens, keys, rate, epoch)
                 losses.append(numbers["loss"])
-                trained += len(keys)
+                rows = len(keys) * processes()
+                trained += rows
                 bar.set_postfix(epoch=epoch, loss=f"{losses[-1]:.3f}", refresh=False)
-                bar.update(len(keys))
+                bar.update(rows)
                 if report is not None:
                     numbers |= {"lr": rate, "logit_scale": self.backbone.logit_scale.item()}
-                    report(self.step, numbers | {"pairs_per_second": len(keys) / (time.perf_counter() - start)})
+                    report(self.step, numbers | {"pairs_per_second": rows / (time.perf_counter() - start)})
         speed = trained / (time.perf_counter() - began)
         loss = float(np.mean(losses))
         return {"epoch": epoch, "step": self.step, "loss": loss, "lr": rate, "pairs_per_second": speed}
 
     def read(self, rows: np.ndarray) -> tuple[Tensor, Tokens, Tensor]:
-        """Read a batch, in the thread."""
-        pixels, tokens, keys = self.pairs.read(rows)
+        """Read this process's share of a batch, in the thread."""
+        own = rows[own_share(len(rows))]
+        pixels = self.pairs.images(rows if self.draws_for_all else own)
+        tokens, keys = self.pairs.captions(own)
         tokens = {name: pinned(values, self.device) for name, values in tokens.items()}
         return pinned(pixels, self.device), tokens, pinned(keys, self.device)
 
     def run_step(self, pixels: Tensor, tokens: Tokens, keys: Tensor, rate: float, epoch: int) -> dict[str, float]:
         """One optimiser step; returns the losses."""
+        images = self.transform(pixels.to(self.device, non_blocking=True), self.views)
         batch = Batch(
-            self.transform(pixels.to(self.device, non_blocking=True), self.views),
+            images[own_share(len(images))] if self.draws_for_all else images,
             {name: values.to(self.device, non_blocking=True) for name, values in tokens.items()},
             keys.to(self.device, non_blocking=True),
         )
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            losses = self.backbone.training_step(
-                batch, TrainState(self.step, self.steps, self.steps_per_epoch, self.config.loss)
-            )
         self.optimiser.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        numbers = {name: value.item() for name, value in losses.items()}
+        numbers = averaged(self.backward(batch))
+        average_gradients(self.parameters)
         norm = 0.0
         if self.config.grad_clip is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
@@ -167,9 +187,20 @@ class _Trainer:
         self.step += 1
         return numbers
 
+    def backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a batch, whose gradients are left in the parameters."""
+        state = TrainState(self.step, self.steps, self.steps_per_epoch, self.config.loss)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        if self.config.micro_batch is not None and self.config.micro_batch < len(batch.pixels):
+            return cached_backward(self.backbone, batch, state, self.config.micro_batch, autocast)
+        with autocast:
+            losses = self.backbone.training_step(batch, state)
+        losses["loss"].backward()
+        return losses
+
 
 class _Best:
-    """The weights of the epoch with the highest metric so far, held in memory of the CPU."""
+    """The weights of the epoch with the highest metric so far, held in memory of the CPU; frozen ones need no copy."""
 
     def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
         self.backbone, self.keeps = backbone, config.keep == "best"
@@ -181,18 +212,37 @@ class _Best:
         if epoch == 0 or metric > self.metric:
             self.epoch, self.metric = epoch, -math.inf if math.isnan(metric) else metric
             if self.keeps:
-                self.weights = {
-                    name: tensor.to("cpu", copy=True) for name, tensor in self.backbone.state_dict().items()
-                }
+                named = self.backbone.named_parameters(remove_duplicate=False)
+                frozen = {name for name, parameter in named if not parameter.requires_grad}
+                state = self.backbone.state_dict()
+                self.weights = {name: state[name].to("cpu", copy=True) for name in state.keys() - frozen}
 
     def restore(self) -> int:
         """Put the best weights back; returns their epoch."""
-        self.backbone.load_state_dict(self.weights)
+        self.backbone.load_state_dict(self.weights, strict=False)
         return self.epoch
 
 
+def _check(backbone: Backbone, config: TrainConfig, name: str) -> None:
+    """Refuse what cannot be computed, and warn of what is computed otherwise than one may expect."""
+    if config.batch_size < processes():
+        raise ValueError(
+            f"{name}: train.batch_size {config.batch_size} is shared by {processes()} processes: raise it, or lower "
+            "runtime.processes"
+        )
+    if config.micro_batch is not None and not backbone.dual:
+        raise ValueError(
+            f"{name}: train.micro_batch is for backbones whose loss needs nothing but features, and '{backbone.name}' "
+            "also matches images with texts: set it to null; backbone.grad_checkpointing saves memory too"
+        )
+    if (config.micro_batch is not None or processes() > 1) and uses_batch_statistics(backbone) and rank() == 0:
+        parts = "micro-batch" if config.micro_batch is not None else "share of a process"
+        log.warning("%s: BatchNorm normalises each %s on its own, not the whole batch", name, parts)
+
+
 def _bar(pairs: int, name: str) -> tqdm:
-    return tqdm(total=pairs, desc=name, unit="pair", disable=None)  # shown on a terminal alone
+    # Shown on a terminal alone, and once however many processes there are.
+    return tqdm(total=pairs, desc=name, unit="pair", disable=None if rank() == 0 else True)
 
 
 @torch.no_grad()

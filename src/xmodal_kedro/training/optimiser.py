@@ -11,11 +11,19 @@ from xmodal_kedro.config.member import TrainConfig
 
 
 def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; those of fewer than two dimensions (norms, biases, scales) do not decay."""
+    """AdamW (arXiv 1711.05101) over the trainable parameters.
+
+    With `decay: matrices` those of fewer than two dimensions (norms, biases, scales) do not decay; `all` is what torch
+    does by default.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    decays = [config.decay == "all" or parameter.ndim >= 2 for parameter in parameters]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {
+            "params": [p for p, decay in zip(parameters, decays, strict=True) if decay],
+            "weight_decay": config.weight_decay,
+        },
+        {"params": [p for p, decay in zip(parameters, decays, strict=True) if not decay], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
@@ -26,16 +34,25 @@ def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """The rate of a step: linear warm-up to `config.lr`, then constant or half a cosine down to zero.
+def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """The rate of a step: linear warm-up to `config.lr`, then what `config.schedule` says.
+
+    `cosine` falls from the end of the warm-up to zero at the end of `schedule_epochs`, which may lie beyond the end of
+    training; so may the end of the warm-up. `cosine_by_epoch` is BLIP's: lr / 2 * (1 + cos(pi * e / E)) for the whole
+    of epoch e of E, e from 0.
 
     Args:
         step: From 0.
-        steps: Of the whole training.
-        config: Its `lr`, `warmup_steps` and `schedule`.
+        steps_per_epoch: Steps of one epoch.
+        config: Its `lr`, `warmup_steps`, `schedule`, `epochs` and `schedule_epochs`.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - config.warmup_steps) / (steps - config.warmup_steps)))
+    epochs = config.schedule_epochs or config.epochs
+    if config.schedule == "cosine_by_epoch":
+        done = step // steps_per_epoch / epochs
+    else:
+        done = (step - config.warmup_steps) / (epochs * steps_per_epoch - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
