@@ -25,7 +25,7 @@ RAND_AUGMENT_OPS: list[RandAugmentOp] = [
 
 
 class LoraConfig(Frozen):
-    """Low-rank adapters (arXiv 2106.09685) on query, key and value of every attention; all else is frozen."""
+    """Low-rank adapters (arXiv 2106.09685) on query, key and value of every self-attention; all else is frozen."""
 
     rank: int = Field(64, ge=1)
     alpha: float = Field(64.0, gt=0.0, description="the adapter is scaled by alpha / rank")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pkgutil
 from collections.abc import Sequence
 from importlib import import_module
@@ -9,6 +10,9 @@ from importlib.util import find_spec
 
 from xmodal_kedro.config.member import BackboneConfig
 from xmodal_kedro.models.backbone import REGISTRY, Backbone
+from xmodal_kedro.models.lora import add_lora
+
+LOG = logging.getLogger(__name__)
 
 __all__ = ["build", "family", "registered"]
 
@@ -62,4 +66,11 @@ def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = ()) -> B
     if config.grad_checkpointing:
         backbone.set_grad_checkpointing()
     backbone.freeze(config.unlocked_groups)
+    if config.lora is not None:
+        if config.unlocked_groups:
+            raise ValueError(
+                "backbone.lora freezes all but its adapters, and backbone.unlocked_groups unlocks layers: set one alone"
+            )
+        counts = add_lora(backbone, config.lora, seed)
+        LOG.info("LoRA adapts %s projections", " and ".join(f"{count} {tower}" for tower, count in counts.items()))
     return backbone

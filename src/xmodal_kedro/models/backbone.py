@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
@@ -28,6 +28,7 @@ from xmodal_kedro.config.member import AugmentConfig, LossConfig, TrainConfig
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.losses.contrastive import contrastive_loss
 from xmodal_kedro.losses.gather import gathered
+from xmodal_kedro.models.lora import merged_state
 from xmodal_kedro.models.transform import ImageTransform
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP clamps it: beyond, the softmax is one-hot and training unstable
@@ -142,6 +143,12 @@ class Backbone(nn.Module, ABC):
         """
         raise ValueError(f"backbone.grad_checkpointing: '{self.name}' cannot do it; set it to false")
 
+    def attention_layers(self, tower: Tower) -> int:
+        """Self-attention layers of a tower as its configuration counts them, 0 where it has none."""
+        config: Any = getattr(self.model, "config", None)  # of transformers
+        section = getattr(config, "vision_config" if tower == "image" else "text_config", None)
+        return getattr(section, "num_hidden_layers", 0)
+
     @property
     def logit_scale(self) -> nn.Parameter:
         """Logarithm of the factor on the cosines; learned and saved with the model."""
@@ -171,8 +178,8 @@ class Backbone(nn.Module, ABC):
         self.save_weights(directory / self.library_weights)
 
     def save_weights(self, file: Path) -> None:
-        """Write the tensors under the library's names, as safetensors."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
+        """Write the tensors under the library's names, as safetensors, adapters merged into what they adapt."""
+        tensors = {name: tensor.contiguous() for name, tensor in merged_state(self.model).items()}
         save_file(tensors, file, metadata={"format": "pt"})
 
     def load_weights(self, file: Path) -> None:

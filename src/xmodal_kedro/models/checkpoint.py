@@ -1,6 +1,7 @@
 """A checkpoint directory: enough to run a member anywhere, without the code or data that trained it.
 
-weights.safetensors   tensors under the names of the family's library
+weights.safetensors   tensors under the names of the family's library, adapters always merged
+adapter/              LoRA alone, in addition, as peft reads it
 member.yaml           the member's config
 metrics.json          what it reached
 MANIFEST.json         sizes, sha256 and fingerprints; written last, without it there is no checkpoint
@@ -21,6 +22,7 @@ from xmodal_kedro.config.member import MemberConfig
 from xmodal_kedro.data.manifest import fingerprint, read_manifest, seal, sha256_of
 from xmodal_kedro.models import family
 from xmodal_kedro.models.backbone import WEIGHTS, Backbone
+from xmodal_kedro.models.lora import ADAPTER, write_adapter
 
 KIND = "checkpoint"
 
@@ -66,6 +68,8 @@ def write_checkpoint(
         "image": [backbone.image_size, backbone.mean, backbone.std],
     }
     backbone.save_weights(directory / WEIGHTS)
+    if (lora := member.backbone.lora) is not None:
+        write_adapter(backbone.model, lora, member.backbone.weights, directory / ADAPTER)
     config = yaml.safe_dump(member.model_dump(), sort_keys=False, allow_unicode=True)
     (directory / "member.yaml").write_text(config, encoding="utf-8")
     (directory / "metrics.json").write_text(json.dumps(dict(metrics), indent=2))

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import open_clip
 import torch
+from open_clip import CLIPTextCfg, CLIPVisionCfg
 from open_clip.hf_configs import arch_dict
 from open_clip.hf_model import HFTextEncoder
 from open_clip.modified_resnet import ModifiedResNet
@@ -132,6 +133,18 @@ class OpenClip(Backbone):
             self._text.transformer.disable_input_require_grads()  # else backward would run through a frozen tower
         else:
             self._text.transformer.grad_checkpointing = True
+
+    def attention_layers(self, tower: Tower) -> int:
+        """Self-attention layers of a tower as its configuration counts them, 0 where it has none."""
+        visual: Any = self.model.visual
+        if tower == "image":
+            if isinstance(visual, TimmModel):
+                return len(getattr(visual.trunk, "blocks", ()))
+            layers = self.settings["model_cfg"]["vision_cfg"].get("layers", CLIPVisionCfg.layers)
+            return layers if isinstance(layers, int) else 0
+        if self._hf:
+            return int(self._text.config.num_hidden_layers)
+        return int(self.settings["model_cfg"]["text_cfg"].get("layers", CLIPTextCfg.layers))
 
     def layer_groups(self, tower: Tower) -> list[list[nn.Parameter]]:
         """Parameters of a tower from input to output, grouped as open_clip's own locks group them."""
