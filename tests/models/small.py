@@ -82,6 +82,21 @@ SMALL = {
             },
         },
     ),
+    "resnet_roberta": BackboneConfig(
+        name="resnet_roberta",
+        architecture={
+            "image": {"block": "basic", "layers": [1, 1, 1, 1], "width": 8},
+            "image_size": SIZE,
+            "text_config": {
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "max_position_embeddings": 66,
+                "vocab_size": 600,
+            },
+        },
+    ),
 }
 
 

@@ -167,7 +167,9 @@ def test_a_training_step_teaches_both_towers_and_the_temperature(fresh: Backbone
     losses = fresh.training_step(batch(fresh), STATE)
     assert losses["loss"].shape == ()
     losses["loss"].backward()
-    assert all(p.grad is not None for p in fresh.parameters())
+    assert all((p.grad is not None) == p.requires_grad for p in fresh.parameters())
+    assert fresh.logit_scale.requires_grad == (fresh.name != "resnet_roberta")  # whose temperature is fixed
+    assert sum(not p.requires_grad for p in fresh.parameters()) <= 1
 
 
 def test_images_are_resized_and_normalised_for_the_model(backbone: Backbone) -> None:
