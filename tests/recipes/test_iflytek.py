@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from tests.recipes.flickr import FLICKR
 from tests.recipes.outputs import embeddings, latest, reported, run_twin, slow_recalls
+from xmodal_kedro.models.chinese_clip import ChineseClip
 
 pytestmark = pytest.mark.skipif(not FLICKR.is_dir(), reason="the Flickr8k photos are not beside the repository")
 
@@ -73,9 +74,18 @@ def test_recalls_count_equal_sentences_over_the_full_gallery(project: Path) -> N
     assert {name: metrics[name] for name in slow} == pytest.approx(slow, abs=1e-6)
 
 
+def test_adapters_are_counted_and_saved_beside_the_merged_weights(project: Path) -> None:
+    # Query, key and value of three image layers and of one text layer: neither tower is left out.
+    assert "LoRA adapts 9 image and 3 text projections" in (project / "output.txt").read_text()
+    assert any((latest(project, "chinese_clip/checkpoint") / "adapter").iterdir())
+
+
 def test_the_weights_are_those_of_the_directory_in_the_layout_of_the_hub(project: Path) -> None:
     directory = project / "data/01_raw/iflytek_twin/models/chinese-clip"
     names = {"config.json", "vocab.txt", "preprocessor_config.json", "model.safetensors"}
     assert {file.name for file in directory.iterdir()} == names
-    checkpoint = latest(project, "chinese_clip/checkpoint")
-    assert (checkpoint / "vocab.txt").read_bytes() == (directory / "vocab.txt").read_bytes()
+    vocabulary = (directory / "vocab.txt").read_text(encoding="utf-8").split("\n")
+    assert vocabulary[21128:] == [""]
+    backbone = ChineseClip.from_pretrained(latest(project, "chinese_clip/checkpoint"))
+    tokens = ["[CLS]", *"草地上的狗。", "[SEP]"]
+    assert backbone.tokenize(["草地上的狗。"])["input_ids"].tolist() == [[vocabulary.index(token) for token in tokens]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import SHARED
 
@@ -41,3 +42,29 @@ def save_roberta_tokenizer(directory: Path) -> None:
     (directory / "vocab.json").write_text(json.dumps(numbered, ensure_ascii=False), encoding="utf-8")
     merges = (TOKENIZERS / "gpt2_roberta_vocab.bpe").read_text(encoding="utf-8")
     (directory / "merges.txt").write_text(merges, encoding="utf-8")
+
+
+def save_resnet_roberta(directory: Path, image_size: int = 64, seed: int = 0) -> None:
+    """A small ResNet as torchvision names it and a small RoBERTa with the real byte pairs, each in its own folder."""
+    import torch
+    from safetensors.torch import save_file
+
+    from xmodal_kedro.models.resnet_roberta import ResNetRoberta
+
+    folder = directory / "text"
+    save_roberta_tokenizer(folder)
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    architecture = {
+        "image": {"block": "basic", "layers": [1, 1, 1, 1], "width": 32},
+        "image_size": image_size,
+        "text_config": sizes,
+        "vocabulary": str(folder),
+    }
+    model: Any = ResNetRoberta.from_config(architecture, seed).model
+    model.text.save_pretrained(folder)
+    image = {name: tensor.contiguous() for name, tensor in model.image.state_dict().items() if name[:3] != "fc."}
+    classifier = {"fc.weight": torch.zeros(1000, 256), "fc.bias": torch.zeros(1000)}  # of ImageNet: published, not used
+    (directory / "image").mkdir()
+    save_file(image | classifier, directory / "image/resnet.safetensors")
+    pixels = {"size": {"height": image_size, "width": image_size}, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    (directory / "preprocessor_config.json").write_text(json.dumps(pixels))
