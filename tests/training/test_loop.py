@@ -15,7 +15,7 @@ from tests.reference import training as reference
 from xmodal_kedro.config.member import LossConfig, TrainConfig
 from xmodal_kedro.models.backbone import Backbone
 from xmodal_kedro.training.batches import deal
-from xmodal_kedro.training.loop import NonFiniteLossError, train
+from xmodal_kedro.training.loop import NonFiniteLossError, _Best, train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (240, 240, 240)}
 ROWS = 24
@@ -180,6 +180,19 @@ def test_the_best_epoch_is_kept_and_the_first_of_equals(metrics: tuple[float, ..
     assert same(weights(result.backbone), evaluate.shown[best])
     assert len(evaluate.shown) == 3
     assert not result.backbone.training
+
+
+def test_only_what_trains_is_copied_for_the_best_epoch() -> None:
+    backbone, evaluate = small_backbone("open_clip_resnet"), Scripted(0.1, 0.4, 0.3)
+    backbone.freeze({"image": 1, "text": 0})
+    best = _Best(backbone, config(keep="best"))
+    best.offer(0, 0.1)
+    names = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    names |= {name for name, _ in backbone.named_buffers()}  # running statistics move without a gradient
+    assert best.weights.keys() == names & backbone.state_dict().keys()
+    result = train(backbone, images(), examples(), evaluate, config(keep="best"))
+    assert same(weights(result.backbone), evaluate.shown[1])
+    assert not same(evaluate.shown[2], evaluate.shown[1])
 
 
 def test_the_last_epoch_is_kept_when_asked() -> None:
