@@ -27,7 +27,9 @@ RECIPE = {
         }
     },
 }
-SMALL = small_parameters(**{"resnet.train.epochs": 1, "synthetic.train": 500})
+SMALL = small_parameters(
+    **{"resnet.train.epochs": 1, "synthetic.train": 300, "synthetic.val": 60, "synthetic.test": 40}
+)
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +115,32 @@ def test_a_missing_sample_file_ends_the_run_before_it_begins(project: Path) -> N
     result = run_kedro(project, "run", "--pipelines=ensemble", parameters, check=False)
     assert result.returncode != 0
     assert "ensemble.submission.template: there is no file" in result.stdout + result.stderr
+
+
+def test_the_sample_file_is_filled_in_for_the_split_that_is_submitted(tmp_path: Path) -> None:
+    from xmodal_kedro.config.data import DataConfig
+    from xmodal_kedro.config.ensemble import EnsembleConfig
+    from xmodal_kedro.pipelines.ensemble.nodes import write_predictions, write_submission
+
+    (tmp_path / "sample.csv").write_text("idx,image\n2,?\n1,?\n")
+    source = {"split": "test", "format": "table", "file": "texts.csv", "columns": {"image": None, "text_id": "idx"}}
+    data = DataConfig.model_validate({"root": str(tmp_path), "sources": [source]})
+    options = {"submission": {"template": "sample.csv", "name_column": "image"}}
+    ensemble = EnsembleConfig.model_validate(options)
+    pairs = pd.DataFrame(
+        {"split": ["val", "test", "test"], "text_id": ["1", "1", "2"], "text": ["other", "a", "b"], "group": "all"}
+    )
+    ranking = pd.DataFrame(
+        [("test", "t2i", query, 1, f"{query}.jpg") for query in ("1", "2")],
+        columns=["split", "direction", "query_id", "rank", "gallery_id"],
+    )
+    matching = pd.DataFrame({"split": "test", "group": "all", "text_id": ["1", "2"], "image_id": ["1.jpg", "2.jpg"]})
+    _, table = write_submission(pairs, ranking, matching, ensemble, data)
+    assert table.to_dict("list") == {"idx": ["2", "1"], "image": ["2.jpg", "1.jpg"]}
+    assert write_predictions(pairs, ranking, matching, ensemble, data)[1].equals(table)
+    (tmp_path / "sample.csv").unlink()
+    assert write_predictions(pairs, ranking, matching, ensemble, data)[1].to_dict("list") == {
+        "image": ["1.jpg", "2.jpg"]
+    }
+    with pytest.raises(ValueError, match=r"ensemble\.submission\.template: .*sample\.csv cannot be read"):
+        write_submission(pairs, ranking, matching, ensemble, data)

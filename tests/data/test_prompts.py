@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.conftest import SHARED
-from xmodal_kedro.config.data import GroupPrompts, PromptsConfig, QueryForm, RelevanceConfig
+from xmodal_kedro.config.data import CompletionConfig, GroupPrompts, PromptsConfig, QueryForm, RelevanceConfig
 from xmodal_kedro.config.recipe import RecipeError, read_recipe
 from xmodal_kedro.data.attributes import Vocabulary
-from xmodal_kedro.data.prompts import augment, fill_skipping, member_captions, split_sentences
+from xmodal_kedro.data.completion import incomplete_rows
+from xmodal_kedro.data.prompts import augment, fill_skipping, member_captions, parts_of, split_sentences
 from xmodal_kedro.retrieval.slices import cut_slices
 
 COLUMNS = ["image_id", "text_id", "path", "text", "group", "attributes", "split", "row", "source"]
@@ -226,6 +228,34 @@ def test_completed_parts_fill_the_templates() -> None:
     ], "v1 with a:1 is another row than v1 with b:1"
     empty = augment(MIXED, prompts, VOCABULARY, completed.iloc[:0])
     pd.testing.assert_frame_equal(empty, augment(MIXED, prompts, VOCABULARY))
+
+
+def test_released_completions_give_the_released_captions() -> None:
+    file = SHARED / "texts" / "cvpr2023_track2_vehicle_labels.csv"
+    if not file.is_file():
+        pytest.skip(f"the labels and completions of A3R are not at {file}")
+    entries = json.loads((file.parent / "cvpr2023_track2_car_attribute.json").read_text())
+    vocabulary = Vocabulary(tuple(entries["Colors"]), tuple(entries["Brands"]), tuple(entries["Types"]))
+    labels = pd.read_csv(file).query("split == 'train'").reset_index(drop=True)
+    assert len(labels) == 42704
+    ids = "a:" + labels.index.astype("str")
+    rows = zip(labels["image_name"], ids, labels["caption"], labels["attribute_text"], strict=True)
+    table = pairs(*[(image, text_id, text, "vehicle", phrase, "train") for image, text_id, text, phrase in rows])
+    found = {phrase: parts_of(phrase, vocabulary) for phrase in labels["machine_augmented_text"].unique()}
+    completed = table[["image_id", "text_id"]].join(pd.DataFrame([found[p] for p in labels["machine_augmented_text"]]))
+    prompts = PromptsConfig(groups={"vehicle": GroupPrompts(replace="{color} {brand} {type}")})
+    captions = augment(table, prompts, vocabulary, completed)
+    assert captions["text"].tolist() == labels["machine_augmented_text"].tolist()
+    completing = CompletionConfig(member="m", parts=["color", "brand", "type"])
+    incomplete = incomplete_rows(table, pd.Index(table["image_id"].unique()), prompts, vocabulary, completing)
+    assert len(incomplete) > 40000
+    filled = completed.set_index(["image_id", "text_id"]).loc[
+        pd.MultiIndex.from_frame(incomplete[["image_id", "text_id"]])
+    ]
+    for part in ("color", "brand", "type"):
+        lacks = incomplete["completed"].str.contains(part).to_numpy()
+        assert (incomplete[part].notna().to_numpy() == ~lacks).all()
+        assert (incomplete[part].to_numpy()[~lacks] == filled[part].to_numpy()[~lacks]).all()
 
 
 def test_a_member_trains_on_captions_of_its_own_and_is_asked_as_all_are() -> None:
