@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
 
 
 def processes() -> int:
@@ -30,7 +31,20 @@ def gathered(rows: Tensor, *, grad: bool = False) -> Tensor:
     if processes() == 1:
         return rows
     if grad:
-        return torch.cat(all_gather(rows))
-    parts = [torch.empty_like(rows) for _ in range(processes())]
-    dist.all_gather(parts, rows.contiguous())
+        together: Tensor = _Gathered.apply(rows)
+        return together
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(processes())]
+    dist.all_gather(parts, rows.detach().contiguous())
     return torch.cat(parts)
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return gathered(rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(processes())[rank()]
