@@ -64,6 +64,7 @@ SMALL = {
         name="blip",
         architecture={
             "image_text_hidden_size": 16,
+            "initializer_range": 0.2,  # from 0.02 the matching head would hardly see text and image
             "vision_config": {
                 "hidden_size": 24,
                 "intermediate_size": 32,
@@ -71,6 +72,7 @@ SMALL = {
                 "num_attention_heads": 2,
                 "image_size": SIZE,
                 "patch_size": 8,
+                "initializer_range": 0.2,
             },
             "text_config": {
                 "hidden_size": 16,
@@ -79,6 +81,7 @@ SMALL = {
                 "num_attention_heads": 2,
                 "max_position_embeddings": 64,
                 "vocab_size": 200,
+                "initializer_range": 0.2,
             },
         },
     ),

@@ -329,7 +329,7 @@ def test_training_tells_right_pairs_from_wrong_ones() -> None:
     optimiser = torch.optim.AdamW(backbone.parameters(), lr=3e-3)
     torch.manual_seed(0)
     backbone.train()
-    for step in range(250):
+    for step in range(120):
         optimiser.zero_grad()
         backbone.training_step(batch, state_of(loss, step, steps_per_epoch=2))["loss"].backward()
         optimiser.step()

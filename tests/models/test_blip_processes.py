@@ -50,7 +50,8 @@ def process(rank: int, folder: str) -> None:
 
 def test_two_processes_with_a_pair_each_are_one_with_both(tmp_path: Path) -> None:
     """A process with one pair has no negative of its own: all come from the other, and only when they may."""
-    torch.multiprocessing.spawn(process, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.set_forkserver_preload([__name__])  # both are forked from one that has imported everything
+    torch.multiprocessing.start_processes(process, (str(tmp_path),), nprocs=2, start_method="forkserver")
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for kind in ("plain", "momentum"):
         expected, gradients = steps(kind, slice(None))

@@ -8,6 +8,7 @@ negatives) nor the [ENC] token nor the temperature; they are here.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class Blip(Backbone):
     ) -> None:
         """Wrap a model of transformers with its tokenizer and image processor."""
         config: Any = model.config
-        model.register_parameter("logit_scale", nn.Parameter(-torch.tensor(TEMPERATURE).log()))
+        model.register_parameter("logit_scale", nn.Parameter(torch.tensor(-math.log(TEMPERATURE))))
         side = config.vision_config.image_size
         super().__init__(
             model, config.image_text_hidden_size, side, tuple(processor.image_mean), tuple(processor.image_std)
@@ -176,9 +177,8 @@ class Blip(Backbone):
 
     def after_step(self) -> None:
         """Keep the temperature in its range."""
-        low, high = (-torch.tensor(temperature).log().item() for temperature in (HOTTEST, COLDEST))
         with torch.no_grad():
-            self.logit_scale.clamp_(low, high)
+            self.logit_scale.clamp_(-math.log(HOTTEST), -math.log(COLDEST))
 
     def _align(
         self, average: _Average, batch: Batch, image: Tensor, text: Tensor, keys: Tensor, state: TrainState
