@@ -148,7 +148,7 @@ def complete_attributes(
 
     completed, reused = complete_or_reuse(rows, project_path() / completion.store, key, make)
     how = "as completed by an earlier run" if reused else f"by {member.name} before training"
-    log.info("Completed %d of %d pairs %s", len(completed), (pairs["group"] == prompts.vehicle_group).sum(), how)
+    log.info("Completed the attributes of %d train pairs %s", len(completed), how)
     return completed
 
 
