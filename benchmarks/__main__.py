@@ -9,7 +9,7 @@ import sys
 
 from benchmarks.contest import Options, write
 
-CONTESTS = ("startup",)
+CONTESTS = ("startup", "full_size")
 
 
 def main() -> int:
