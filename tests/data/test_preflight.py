@@ -163,11 +163,41 @@ def test_a_cached_hub_id_is_found_without_network(project, monkeypatch):
     assert report == Report()
 
 
-@pytest.mark.parametrize("scheme", ["hf-hub:laion/CLIP-big", "laion/CLIP/big", "weights/CLIP-big"])
-def test_what_is_neither_hub_id_nor_directory_is_a_problem(project, scheme):
-    (problem,) = checked(project, members={"big": member(scheme)}).problems
+@pytest.mark.parametrize("weights", ["hf-hub:CLIP-big", "laion/CLIP/big", "weights/CLIP-big"])
+def test_what_is_neither_hub_id_nor_directory_is_a_problem(project, weights):
+    (problem,) = checked(project, members={"big": member(weights)}).problems
     assert "there is no directory" in problem
-    assert ("owner/name" in problem) == scheme.startswith("hf-hub:")
+
+
+def test_the_scheme_of_the_hub_may_be_written(project):
+    (warning,) = checked(project, members={"big": member("hf-hub:laion/CLIP-big")}).warnings
+    assert "'laion/CLIP-big' is not in the local cache" in warning
+
+
+def test_a_tag_of_open_clip_is_looked_for_where_it_will_be_loaded_from(project):
+    (warning,) = checked(project, members={"big": member("ViT-B-32:laion2b_s34b_b79k")}).warnings
+    assert "'laion/CLIP-ViT-B-32-laion2B-s34B-b79K' is not in the local cache" in warning
+    (problem,) = checked(project, members={"big": member("ViT-B-32:laion3b")}).problems
+    assert "no weights 'laion3b' for a model 'ViT-B-32'" in problem
+
+
+def test_a_weight_file_needs_its_architecture(project):
+    named = {"name": "open_clip", "architecture": {"model_name": "ViT-B-32"}}
+    for weights in ("weights/clip/weights.safetensors", "weights/clip"):
+        whole = member(weights).model_copy(update={"backbone": BackboneConfig(weights=weights, **named)})
+        assert checked(project, members={"clip": whole}).problems == []
+    (problem,) = checked(project, members={"clip": member("weights/clip/weights.safetensors")}).problems
+    assert "is a file" in problem
+    other = BackboneConfig(weights="weights/clip", **{**named, "name": "chinese_clip"})
+    (problem,) = checked(project, members={"clip": whole.model_copy(update={"backbone": other})}).problems
+    assert "reads its architecture from the weights" in problem
+
+
+@pytest.mark.parametrize("weights", ["OFA-Sys/chinese-clip-rn50", "clip_cn_vit-h-14.pt", "ViT-B-32:openai"])
+def test_what_chinese_clip_cannot_load_is_a_problem(project, weights):
+    config = BackboneConfig(name="chinese_clip", weights=weights)
+    (problem,) = checked(project, members={"cn": member(None).model_copy(update={"backbone": config})}).problems
+    assert f"cn.backbone.weights: '{weights}' is" in problem
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])

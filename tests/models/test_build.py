@@ -31,7 +31,7 @@ def changed(name: str, **architecture: Any) -> BackboneConfig:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"backbone.name 'clip' is unknown: there are chinese_clip, open_clip"):
+    with pytest.raises(ValueError, match=r"backbone.name 'clip' is unknown: there are blip, chinese_clip, open_clip"):
         build(BackboneConfig(name="clip", architecture={}))
 
 
@@ -43,7 +43,17 @@ def test_modules_beside_the_backbones_are_no_backbones() -> None:
 @pytest.mark.parametrize("given", [{}, {"weights": "somewhere", "architecture": {}}])
 def test_exactly_one_of_weights_and_architecture_is_wanted(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"either weights .* or architecture"):
-        build(BackboneConfig(name="open_clip", **given))
+        build(BackboneConfig(name="chinese_clip", **given))
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_a_context_may_be_shorter_than_the_model_allows_and_not_longer(name: str) -> None:
+    backbone = build(SMALL[name].model_copy(update={"context": 8}), texts=TEXTS).eval()
+    tokens = backbone.tokenize(["word " * 100, "word"])
+    assert tokens["attention_mask"].sum(1).max() <= 8
+    assert backbone.encode_text(tokens).shape == (2, backbone.embed_dim)
+    with pytest.raises(ValueError, match=r"backbone.context is 1000: this model allows \d+ tokens at most"):
+        build(SMALL[name].model_copy(update={"context": 1000}), texts=TEXTS)
 
 
 def test_build_freezes_as_the_config_says() -> None:

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from xmodal_kedro.config.data import DataConfig, ImagesConfig, Source
 from xmodal_kedro.config.ensemble import RuntimeConfig
 from xmodal_kedro.config.member import MemberConfig
+from xmodal_kedro.config.weights import WeightsSource, unsupported, weights_source
 from xmodal_kedro.data.manifest import MANIFEST
 from xmodal_kedro.data.paths import IMAGE_SUFFIXES
 
@@ -36,7 +37,6 @@ LOADED_BYTES = 4
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _LFS = b"version https://git-lfs"
 _SHARD = re.compile(r"-\d+-of-\d+")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class PreflightError(RuntimeError):
@@ -163,26 +163,47 @@ def _check_weights(name: str, member: MemberConfig, project: Path, report: Repor
     if weights is None:
         return 0
     key = f"{name}.backbone.weights"
-    directory = project / Path(weights).expanduser()
-    if directory.is_dir():
-        return _check_weight_files(key, directory, report)
-    if not _HUB_ID.fullmatch(weights) or directory.parent.is_dir():
-        hint = " (a hub id is written owner/name, without a scheme)" if weights.startswith("hf-hub:") else ""
-        report.problems.append(
-            f"{key}: there is no directory {directory}{_nearest(directory)}{hint}. Put the weights with their config "
-            "there, or correct the key."
-        )
+    family, named = member.backbone.name, member.backbone.architecture is not None
+    if reason := unsupported(family, weights):
+        report.problems.append(f"{key}: {reason}.")
         return 0
-    return _check_hub(key, weights, report)
+    if named and family != "open_clip":
+        report.problems.append(f"{key}: {family} reads its architecture from the weights. Set architecture to null.")
+        return 0
+    source = weights_source(weights, project)
+    if source.kind == "directory":
+        return _check_weight_files(key, source.path, named, report)
+    if source.kind == "file" and named:
+        return _check_parameters(key, [source.path], report)
+    if source.kind == "hub":
+        return _check_hub(key, source.hub_id, report)
+    if source.kind == "tag":
+        return _check_tag(key, source, report)
+    what = "is a file, and a directory with weights and config is wanted" if source.kind == "file" else "is not there"
+    report.problems.append(
+        f"{key}: there is no directory {source.path}{_nearest(source.path)}: it {what}. Put the weights with their "
+        "config there, or correct the key."
+    )
+    return 0
 
 
-def _check_hub(key: str, hub_id: str, report: Report) -> int:
+def _check_tag(key: str, source: WeightsSource, report: Report) -> int:
+    from open_clip import get_pretrained_cfg
+
+    published = get_pretrained_cfg(source.model, source.tag)
+    if not published:
+        report.problems.append(f"{key}: open_clip has no weights '{source.tag}' for a model '{source.model}'.")
+        return 0
+    return _check_hub(key, published["hf_hub"].strip("/"), report, named=True)
+
+
+def _check_hub(key: str, hub_id: str, report: Report, *, named: bool = False) -> int:
     from huggingface_hub import constants
 
     cached = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
     for snapshot in sorted(cached.glob("snapshots/*")):
         if any(file.suffix in _WEIGHT_SUFFIXES and file.exists() for file in snapshot.rglob("*")):
-            return _check_weight_files(key, snapshot, report)
+            return _check_weight_files(key, snapshot, named, report)
     if constants.HF_HUB_OFFLINE:
         report.problems.append(
             f"{key}: '{hub_id}' is not in the local cache ({cached}), and HF_HUB_OFFLINE forbids to fetch it. Copy the "
@@ -193,13 +214,19 @@ def _check_hub(key: str, hub_id: str, report: Report) -> int:
     return 0
 
 
-def _check_weight_files(key: str, directory: Path, report: Report) -> int:
+def _check_weight_files(key: str, directory: Path, named: bool, report: Report) -> int:
+    """With `named`, the architecture is known without a config."""
     files = [file for file in sorted(directory.rglob("*")) if file.suffix in _WEIGHT_SUFFIXES and file.is_file()]
     if not files:
         names = ", ".join(f"*{suffix}" for suffix in _WEIGHT_SUFFIXES)
         report.problems.append(f"{key}: {directory} holds no weights ({names}). Put them there.")
-    if not any(directory.glob("*.json")):
+    # The config of a published .pth is known to its family.
+    if not named and not any(directory.rglob("*.json")) and not any(file.suffix == ".pth" for file in files):
         report.problems.append(f"{key}: {directory} holds no config (*.json). Copy it from where the weights are from.")
+    return _check_parameters(key, files, report)
+
+
+def _check_parameters(key: str, files: Iterable[Path], report: Report) -> int:
     counts: Counter[str] = Counter()
     for file in files:
         if _is_lfs_pointer(file):

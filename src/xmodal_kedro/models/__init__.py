@@ -9,7 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from xmodal_kedro.config.member import BackboneConfig
-from xmodal_kedro.models.backbone import REGISTRY, Backbone
+from xmodal_kedro.config.weights import unsupported
+from xmodal_kedro.models.backbone import REGISTRY, Backbone, MissingWeightsError
 from xmodal_kedro.models.lora import add_lora
 
 LOG = logging.getLogger(__name__)
@@ -41,26 +42,28 @@ def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = ()) -> B
     """Build the backbone of a member, frozen as its config says.
 
     Args:
-        config: Names the family and either pretrained weights or the architecture of a model with random ones.
+        config: Names the family and either pretrained weights or the architecture of a model with random ones; both
+            for weights of open_clip that lie without their open_clip_config.json.
         seed: Of random weights.
         texts: Train texts, for families that learn a vocabulary with random weights.
 
     Raises:
-        ValueError: The name is not registered, not exactly one of `weights` and `architecture` is given, or the model
-            cannot do what else the config asks for.
+        ValueError: The name is not registered, neither `weights` nor `architecture` is given, or both to a family that
+            reads its architecture from the files of the weights, or the model cannot do what else the config asks for.
         MissingWeightsError: The pretrained files are not there.
         ArchitectureError: The architecture is none.
     """
     backbone_type = family(config.name)
-    if config.weights is not None and config.architecture is None:
+    if config.weights is None and config.architecture is None:
+        raise ValueError(f"backbone '{config.name}' needs either weights (pretrained) or architecture (random weights)")
+    if config.weights is None:
+        backbone = backbone_type.from_config(config.architecture or {}, seed, texts)
+    elif reason := unsupported(config.name, config.weights):
+        raise MissingWeightsError(f"backbone.weights: {reason}")
+    elif config.architecture is None:
         backbone = backbone_type.from_pretrained(config.weights)
-    elif config.architecture is not None and config.weights is None:
-        backbone = backbone_type.from_config(config.architecture, seed, texts)
     else:
-        raise ValueError(
-            f"backbone '{config.name}' needs either weights (pretrained) or architecture (random weights); "
-            "set the other one to null"
-        )
+        backbone = backbone_type.from_published(config.weights, config.architecture)
     if config.context is not None:
         backbone.limit_context(config.context)
     if config.grad_checkpointing:

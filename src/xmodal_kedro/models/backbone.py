@@ -8,7 +8,6 @@ loss and the encoder do that.
 from __future__ import annotations
 
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xmodal_kedro.config.member import AugmentConfig, LossConfig, TrainConfig
+from xmodal_kedro.config.weights import weights_source
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.losses.contrastive import contrastive_loss
 from xmodal_kedro.losses.gather import gathered
@@ -171,6 +171,18 @@ class Backbone(nn.Module, ABC):
         backbone.load_weights(directory / WEIGHTS)
         return backbone
 
+    @classmethod
+    def from_published(cls, weights: str, architecture: Mapping[str, object]) -> Self:
+        """Load weights that come without their config; for families whose library knows architectures by name.
+
+        Raises:
+            ValueError: This family's does not.
+        """
+        raise ValueError(
+            f"backbone '{cls.name}' needs either weights (pretrained) or architecture (random weights); "
+            "set the other one to null"
+        )
+
     def save_pretrained(self, directory: Path) -> None:
         """Write a directory that the family's library opens by itself."""
         directory.mkdir(parents=True, exist_ok=True)
@@ -309,31 +321,42 @@ def find_weights(weights: str, wanted: Sequence[Sequence[str]]) -> Path:
     """Find the directory of a model, fetching it if `weights` is a hub id that is not cached.
 
     Args:
-        weights: A directory, or `owner/name` of a model on the hub.
+        weights: A directory, or `owner/name` of a model on the hub, with or without `hf-hub:`.
         wanted: Per file that is needed, the names that it may have.
 
     Raises:
         MissingWeightsError: Naming directory and files.
     """
     names = "; ".join(" or ".join(choice) for choice in wanted)
-    directory = Path(weights).expanduser()
-    if not directory.is_dir():
-        # `owner/name` may also be a relative directory that was misspelt: its parent gives it away.
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", weights) or directory.parent.is_dir():
-            raise MissingWeightsError(
-                f"backbone.weights: there is no directory {directory.absolute()}. Wanted: {names}"
-            )
+    source = weights_source(weights)
+    directory = source.path
+    if source.kind == "hub":
         files = sorted(
             {name for choice in wanted for name in choice} | {"*.json", "vocab.txt", "merges.txt", "*.model"}
         )
         try:
-            directory = Path(snapshot_download(weights, allow_patterns=files))
+            directory = Path(snapshot_download(source.hub_id, allow_patterns=files))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
             raise MissingWeightsError(
                 f"backbone.weights: '{weights}' is no directory below {Path.cwd()}, and the hub does not give it "
-                f"({type(error).__name__}). Set backbone.weights to a directory with: {names}"
+                f"({type(error).__name__}). {where_to_put(source.hub_id, names)}"
             ) from error
+    elif source.kind == "file":
+        raise MissingWeightsError(
+            f"backbone.weights: {directory.absolute()} is a file. Give its directory, with: {names}"
+        )
+    elif source.kind != "directory":
+        raise MissingWeightsError(f"backbone.weights: there is no directory {directory.absolute()}. Wanted: {names}")
     for choice in wanted:
         if not any((directory / name).is_file() for name in choice):
             raise MissingWeightsError(f"backbone.weights: {directory.absolute()} holds no {' or '.join(choice)}")
     return directory
+
+
+def where_to_put(hub_id: str, names: str) -> str:
+    """What a user does whose machine does not reach the hub."""
+    example = Path("data/01_raw/weights", hub_id.rpartition("/")[2]).absolute()
+    return (
+        f"Fetch these files of https://huggingface.co/{hub_id} elsewhere, put them into {example} or any other "
+        f"directory: {names}. Set backbone.weights to a directory that holds them"
+    )

@@ -6,6 +6,7 @@ texts, so that it serves any language.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,8 +15,19 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPImageProcessor, ChineseCLIPModel
 from transformers import logging as transformers_logging
 
+from xmodal_kedro.config.weights import unsupported
 from xmodal_kedro.models.architecture import check_sizes, transformers_config
-from xmodal_kedro.models.backbone import WEIGHTS, Backbone, Tokens, Tower, register, seeded
+from xmodal_kedro.models.backbone import (
+    WEIGHTS,
+    ArchitectureError,
+    Backbone,
+    MissingWeightsError,
+    Tokens,
+    Tower,
+    register,
+    seeded,
+)
+from xmodal_kedro.models.published import load_published
 from xmodal_kedro.models.vocabulary import vocabulary_of, write_vocabulary
 
 CONTEXT = 52  # tokens, as the published models were trained
@@ -94,6 +106,23 @@ class ChineseClip(Backbone):
             return cls(ChineseCLIPModel(config), tokenizer, processor)
 
     @classmethod
+    def from_pretrained(cls, weights: str | Path) -> Self:
+        """Load a directory of transformers, a checkpoint of ours, or a model of the hub.
+
+        Raises:
+            MissingWeightsError: Naming what is wanted where.
+            ArchitectureError: The files are those of the original code, or of a ResNet.
+        """
+        directory = Path(weights)
+        for file in (directory, *sorted(directory.glob("clip_cn_*.pt"))):
+            if (reason := unsupported("chinese_clip", str(file))) and not (directory / "vocab.txt").is_file():
+                raise MissingWeightsError(f"backbone.weights: {reason}")
+        config = directory / "config.json"
+        if config.is_file() and isinstance(_vision_layers(config), list):  # as the original code writes a ResNet
+            raise ArchitectureError(f"{config}: {unsupported('chinese_clip', 'clip_cn_rn50.pt')}")
+        return super().from_pretrained(weights)
+
+    @classmethod
     def from_library(cls, directory: Path, *, weights: bool) -> Self:
         """Open a directory of transformers: config.json, vocabulary, preprocessor_config.json."""
         tokenizer = BertTokenizer.from_pretrained(directory, local_files_only=True)
@@ -101,10 +130,25 @@ class ChineseClip(Backbone):
             processor = ChineseCLIPImageProcessor.from_pretrained(directory, local_files_only=True)
         else:
             processor = ChineseCLIPImageProcessor()
+        config = ChineseCLIPConfig.from_pretrained(directory)
         if not weights:
-            return cls(ChineseCLIPModel(ChineseCLIPConfig.from_pretrained(directory)), tokenizer, processor)
+            return cls(ChineseCLIPModel(config), tokenizer, processor)
         transformers_logging.disable_progress_bar()
-        return cls(ChineseCLIPModel.from_pretrained(directory, local_files_only=True), tokenizer, processor)
+        pickled = directory / "pytorch_model.bin"
+        if any((directory / name).is_file() for name in (cls.library_weights, f"{cls.library_weights}.index.json")):
+            given: dict[str, Any] = {"pretrained_model_name_or_path": directory, "local_files_only": True}
+        else:
+            tensors = load_published(pickled, lambda name: name)
+            _check_names(tensors, pickled)
+            given = {"pretrained_model_name_or_path": None, "state_dict": tensors, "config": config}
+        loaded: Any = ChineseCLIPModel.from_pretrained(**given, output_loading_info=True)
+        model, report = loaded
+        if wrong := sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}):
+            raise ArchitectureError(
+                f"backbone.weights: {directory.absolute()}: {len(wrong)} tensors that config.json asks for are "
+                f"missing or of another shape, such as {', '.join(wrong[:3])}"
+            )
+        return cls(model, tokenizer, processor)
 
     def save_settings(self, directory: Path) -> None:
         """Write config.json, the tokenizer with its vocab.txt, and preprocessor_config.json."""
@@ -119,6 +163,20 @@ class ChineseClip(Backbone):
 
 def _normal(text: str) -> str:
     return text.lower().translate(QUOTES)
+
+
+def _vision_layers(config: Path) -> Any:
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    layers = settings.get("vision_layers")
+    return json.loads(layers) if isinstance(layers, str) else layers  # "[3,4,6,3]"
+
+
+def _check_names(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse the names of the original code, which a renamed file still has."""
+    if any(name.startswith("visual.layer1.") for name in tensors):
+        raise ArchitectureError(f"{file}: {unsupported('chinese_clip', 'clip_cn_rn50.pt')}")
+    if any(name.startswith(("visual.", "bert.")) for name in tensors):
+        raise ArchitectureError(f"{file}: {unsupported('chinese_clip', 'clip_cn_vit.pt')}")
 
 
 def _features(output: Any) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,14 +30,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer
 
-from xmodal_kedro.models.backbone import WEIGHTS, ArchitectureError, Backbone, Tokens, Tower, register, seeded
+from xmodal_kedro.config.weights import weights_source
+from xmodal_kedro.models.backbone import (
+    WEIGHTS,
+    ArchitectureError,
+    Backbone,
+    MissingWeightsError,
+    Tokens,
+    Tower,
+    register,
+    seeded,
+    where_to_put,
+)
+from xmodal_kedro.models.published import converted, read_published
 
 CONFIG = "open_clip_config.json"
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @register("open_clip")
 class OpenClip(Backbone):
-    """`architecture`: `{model_name: ViT-B-32}` for a config that open_clip ships, or such a config itself."""
+    """`architecture`: `{model_name: ViT-B-32}` for a config that open_clip ships, or such a config itself.
+
+    `weights`: a directory with open_clip_config.json, a hub id, `ViT-B-32:laion2b_s34b_b79k` as open_clip lists them,
+    or, together with `architecture: {model_name: ...}`, a weight file or a directory with one.
+    """
 
     library_weights = "open_clip_model.safetensors"
     library_files = (
@@ -155,28 +173,92 @@ class OpenClip(Backbone):
     @classmethod
     def from_config(cls, architecture: Mapping[str, object], seed: int, texts: Sequence[str] = ()) -> Self:
         """Build a model with random weights; `texts` are not needed, open_clip ships its vocabulary."""
-        config = dict(architecture)
-        if "model_name" in config:
-            name = str(config.pop("model_name"))
-            known = open_clip.get_model_config(name)
-            if config or known is None:
-                close = difflib.get_close_matches(name, open_clip.list_models(), 3)
-                raise ArchitectureError(
-                    f"backbone.architecture.model_name stands alone, so {sorted(config)} must go"
-                    if config
-                    else f"backbone.architecture.model_name: open_clip has no '{name}'; similar are {', '.join(close)}"
-                )
-            config = known
-        if missing := {"embed_dim", "vision_cfg", "text_cfg"} - config.keys():
-            raise ArchitectureError(f"backbone.architecture of open_clip wants model_name, or also {sorted(missing)}")
+        return cls._random({"model_cfg": _model_config(architecture), "preprocess_cfg": {}}, seed)
+
+    @classmethod
+    def from_pretrained(cls, weights: str | Path) -> Self:
+        """Load a directory, a model of the hub, or `model:tag` as open_clip lists them.
+
+        Raises:
+            MissingWeightsError: Naming what is wanted where.
+        """
+        source = weights_source(str(weights))
+        if source.kind == "tag":
+            return cls._from_tag(source.model, source.tag)
+        bare = source.kind == "directory" and not (source.path / CONFIG).is_file() and _weight_files(source.path)
+        if bare or source.kind == "file":
+            raise MissingWeightsError(
+                f"backbone.weights: {source.path.absolute()} comes without {CONFIG}. Put that file beside the weights "
+                "and give their directory, or say in backbone.architecture which one of open_clip's configs it is: "
+                "{model_name: ViT-H-14}"
+            )
+        return super().from_pretrained(weights)
+
+    @classmethod
+    def from_published(cls, weights: str, architecture: Mapping[str, object]) -> Self:
+        """Load a weight file, or a directory with one, into one of open_clip's own configs.
+
+        Raises:
+            ArchitectureError: `architecture` is more than a model_name, or the weights bring a config or do not fit.
+            MissingWeightsError: There is no weight file, or more than one.
+        """
+        if set(architecture) != {"model_name"}:
+            raise ArchitectureError(
+                "backbone.architecture beside backbone.weights is {model_name: ...} alone, one of open_clip's configs"
+            )
+        source = weights_source(weights)
+        if source.kind in ("hub", "tag") or (source.path / CONFIG).is_file():
+            raise ArchitectureError(
+                f"backbone.weights: '{weights}' brings its own architecture; set backbone.architecture to null"
+            )
+        files = [source.path] if source.kind == "file" else _weight_files(source.path)
+        if len(files) != 1:
+            raise MissingWeightsError(
+                f"backbone.weights: one weight file (*{', *'.join(SUFFIXES)}) is wanted in {source.path.absolute()}, "
+                f"there are {len(files)}. Give the path of the file itself"
+            )
+        backbone = cls.from_config(architecture, seed=0)
+        backbone._load(files[0])
+        return backbone
+
+    @classmethod
+    def _from_tag(cls, name: str, tag: str) -> Self:
+        """As open_clip's `create_model(name, pretrained=tag)`."""
+        config = _model_config({"model_name": name})
+        published: Any = open_clip.get_pretrained_cfg(name, tag)
+        if not published:
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+            raise MissingWeightsError(f"backbone.weights: open_clip has no '{tag}' for {name}; it has {tags or 'none'}")
+        try:
+            file = open_clip.download_pretrained(published)
+        except (OSError, RuntimeError) as error:
+            names = f"{CONFIG}; open_clip_model.safetensors or open_clip_pytorch_model.bin"
+            raise MissingWeightsError(
+                f"backbone.weights: the weights of '{name}:{tag}' cannot be fetched. "
+                f"{where_to_put(published['hf_hub'].strip('/'), names)}; without {CONFIG}, set "
+                f"backbone.architecture to {{model_name: {name}}} too"
+            ) from error
+        config["quick_gelu"] = published.get("quick_gelu", False)  # open_clip warns where they differ, and goes on
+        preprocess = {
+            key: published[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in published
+        }
+        backbone = cls._random({"model_cfg": config, "preprocess_cfg": preprocess}, seed=0)
+        backbone._load(Path(file))
+        return backbone
+
+    @classmethod
+    def _random(cls, settings: Mapping[str, Any], seed: int) -> Self:
         with TemporaryDirectory() as folder:
             directory = Path(folder)
-            _write_settings(directory, {"model_cfg": config, "preprocess_cfg": {}})
-            text: Any = config["text_cfg"]
-            if "hf_model_name" in text:
-                AutoConfig.from_pretrained(text["hf_model_name"]).save_pretrained(directory)
-            if "hf_tokenizer_name" in text:
-                AutoTokenizer.from_pretrained(text["hf_tokenizer_name"]).save_pretrained(directory)
+            _write_settings(directory, settings)
+            text = settings["model_cfg"]["text_cfg"]
+            try:
+                if "hf_model_name" in text:
+                    AutoConfig.from_pretrained(text["hf_model_name"]).save_pretrained(directory)
+                if "hf_tokenizer_name" in text:
+                    AutoTokenizer.from_pretrained(text["hf_tokenizer_name"]).save_pretrained(directory)
+            except OSError as error:
+                raise MissingWeightsError(_missing_text_tower(text)) from error
             try:
                 with seeded(seed):
                     return cls.from_library(directory, weights=False)
@@ -188,17 +270,34 @@ class OpenClip(Backbone):
         """Open a directory through open_clip's `local-dir:` scheme."""
         settings = json.loads((directory / CONFIG).read_text())
         text = settings["model_cfg"]["text_cfg"]
-        # A transformers text tower is described by files that lie in the directory too, never by a hub id.
-        overrides = {"text_cfg": {**text, "hf_model_name": str(directory), "hf_model_pretrained": False}}
+        overrides = {}
+        if "hf_model_name" in text:
+            # The files of a transformers text tower lie in the directory too, unless it was published without them.
+            tower = str(directory) if _describes_text_tower(directory) else text["hf_model_name"]
+            overrides = {"text_cfg": {**text, "hf_model_name": tower, "hf_model_pretrained": False}}
         with _quiet():
-            model = open_clip.create_model(
-                f"local-dir:{directory}",
-                load_weights=weights,
-                device=torch.get_default_device(),
-                **(overrides if "hf_model_name" in text else {}),
-            )
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
-        return cls(model, tokenizer, settings)
+            try:
+                model = open_clip.create_model(
+                    f"local-dir:{directory}", load_weights=False, device=torch.get_default_device(), **overrides
+                )
+                tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
+            except OSError as error:
+                raise MissingWeightsError(_missing_text_tower(text)) from error
+        backbone = cls(model, tokenizer, settings)
+        if weights:
+            backbone._load(next(file for name in cls.library_files[-1] if (file := directory / name).is_file()))
+        return backbone
+
+    def _load(self, file: Path) -> None:
+        """Fill the model through open_clip's loader, which also knows the names of other codes."""
+        if file.suffix != ".safetensors" and os.access(file.parent, os.W_OK):
+            file = converted(file, lambda name: name)
+        elif file.suffix != ".safetensors":
+            read_published(file)  # open_clip itself would open any pickle where this one needs it
+        try:
+            open_clip.load_checkpoint(self.model, str(file))
+        except (RuntimeError, KeyError) as error:
+            raise ArchitectureError(f"backbone.weights: {file} does not fit this architecture: {error}") from error
 
     def save_settings(self, directory: Path) -> None:
         """Write `open_clip_config.json`, and the files of a transformers text tower and tokenizer."""
@@ -251,6 +350,44 @@ class OpenClip(Backbone):
 
 def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
     return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
+
+
+def _model_config(architecture: Mapping[str, object]) -> dict[str, Any]:
+    config = dict(architecture)
+    if "model_name" in config:
+        name = str(config.pop("model_name"))
+        known: dict[str, Any] | None = open_clip.get_model_config(name)
+        if config:
+            raise ArchitectureError(f"backbone.architecture.model_name stands alone, so {sorted(config)} must go")
+        if known is None:
+            close = ", ".join(difflib.get_close_matches(name, open_clip.list_models(), 3))
+            raise ArchitectureError(f"backbone: open_clip has no '{name}'; similar are {close or 'none'}")
+        return known
+    if missing := {"embed_dim", "vision_cfg", "text_cfg"} - config.keys():
+        raise ArchitectureError(f"backbone.architecture of open_clip wants model_name, or also {sorted(missing)}")
+    return config
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """Weight files of a directory, without what they were converted to."""
+    if not directory.is_dir():
+        return []
+    files = [file for file in sorted(directory.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
+    return [file for file in files if file.with_suffix("") not in files]
+
+
+def _describes_text_tower(directory: Path) -> bool:
+    """Whether config.json is that of the text tower: some published directories have one of a whole CLIP there."""
+    file = directory / "config.json"
+    return file.is_file() and json.loads(file.read_text()).get("model_type") in arch_dict
+
+
+def _missing_text_tower(text: Mapping[str, Any]) -> str:
+    return (
+        f"backbone: the text tower is a '{text.get('hf_model_name')}' of transformers, and its config or tokenizer "
+        "cannot be had. Put its config.json and tokenizer files (tokenizer.json, tokenizer_config.json, or "
+        f"sentencepiece.bpe.model) beside {CONFIG} and set backbone.weights to that directory"
+    )
 
 
 def _write_settings(directory: Path, settings: Mapping[str, Any]) -> None:

@@ -55,6 +55,10 @@ def read_published(file: Path) -> dict[str, Tensor]:
             "of this model as safetensors, or save its state_dict() alone where the file is trusted."
         ) from error
     except (RuntimeError, EOFError, ValueError) as error:
+        if "TorchScript" in str(error):
+            raise PublishedWeightsError(
+                f"{file} is a TorchScript program, no table of tensors. Take the weights of this model as safetensors."
+            ) from error
         raise PublishedWeightsError(f"{file} is cut short or no file of torch. Copy it again.") from error
     tensors = _unwrapped(content)
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
