@@ -10,6 +10,7 @@ import pytest
 
 from xmodal_kedro.config.data import RelevanceConfig
 from xmodal_kedro.config.ensemble import EvaluationConfig, FusionConfig
+from xmodal_kedro.reporting.leaderboard import render_gain
 from xmodal_kedro.retrieval.embeddings import Embeddings, OtherOriginError
 from xmodal_kedro.retrieval.ensemble import (
     Member,
@@ -186,6 +187,11 @@ def test_everybody_is_judged_on_the_same_queries_and_fused_stands_beside_what_wa
     gain = table.set_index("metric").loc["map_at_10"]
     assert gain["low"] > 0
     assert gain["ensemble"] > gain["alone"]
+    shown = render_gain(compare_standings(again, fusion, evaluation))
+    assert "over the mixture before re-ranking" in shown
+    assert "t2i map_at_10     ensemble - fused: +" in shown
+    assert "ensemble - poor" not in shown
+    assert "before re-ranking" not in render_gain(found)
 
 
 def oracle(slices: list[Slice], weights: dict[str, float], fusion: FusionConfig) -> pd.DataFrame:
