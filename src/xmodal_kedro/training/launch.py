@@ -91,6 +91,7 @@ def launch(function: Callable[[Job], Result], job: Job, runtime: RuntimeConfig) 
 
 def _work(function: Callable[[Job], Result], job: Job, runtime: RuntimeConfig, folder: str) -> Result | None:
     """One process, from the start to the end of its group."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is told by the launching process; here it ends, no more
     try:
         if runtime.threads is None:  # torch would give every process all cores
             torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
