@@ -203,3 +203,40 @@ def test_a_saved_model_loads_to_the_bit_without_network(backbone: Backbone, tmp_
         backbone.embed_dim,
     )
     assert torch.equal(again.logit_scale, backbone.logit_scale)
+
+
+def test_features_in_bf16_are_near_those_in_fp32(backbone: Backbone) -> None:
+    plain = features(backbone)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = features(backbone)
+    for expected, actual in zip(plain, low, strict=True):
+        assert actual.shape == expected.shape
+        cosine = torch.nn.functional.cosine_similarity(actual.float(), expected)
+        assert cosine.min() > 0.99
+        assert not torch.equal(actual.float(), expected)
+
+
+def test_checkpointed_activations_give_the_same_gradients(request: pytest.FixtureRequest, fresh: Backbone) -> None:
+    name = request.node.callspec.params["backbone"]
+    try:
+        fresh.set_grad_checkpointing()
+    except ValueError as error:
+        assert "backbone.grad_checkpointing" in str(error)  # noqa: PT017
+        return
+    gradients = []
+    for model in (fresh, small_backbone(name)):
+        model.train()
+        torch.manual_seed(0)  # of dropout
+        model.training_step(batch(model), STATE)["loss"].backward()
+        gradients.append({key: parameter.grad for key, parameter in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][key], msg=key)
+
+
+def test_the_context_is_obeyed(fresh: Backbone) -> None:
+    fresh.limit_context(6)
+    tokens = fresh.tokenize(["word " * 100, "word"])
+    assert int(tokens["attention_mask"].sum(1).max()) == 6
+    with pytest.raises(ValueError, match=r"backbone.context is 7: this model allows 6 tokens at most"):
+        fresh.limit_context(7)
