@@ -312,7 +312,9 @@ def trimmed(tokens: Tokens) -> Tokens:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run with torch's global generators at `seed` and give them back as they were."""
-    with torch.random.fork_rng():
+    # Of several GPUs a process uses one; torch would warn that it saves the states of all.
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
 

@@ -128,6 +128,7 @@ class Blip(Backbone):
         """As in transformers, for both towers."""
         model: Any = self.model
         model.activation_checkpointing_enable()
+        model.disable_input_require_grads()  # else backward would run through a frozen tower
 
     def layer_groups(self, tower: Tower) -> list[list[nn.Parameter]]:
         """Parameters of a tower: embeddings, blocks, heads; cross-attention and matching head belong to the text."""

@@ -153,7 +153,9 @@ class ResNetRoberta(Backbone):
 
     def set_grad_checkpointing(self) -> None:
         """Compute the activations of the text blocks again in backward; those of the ResNet are kept."""
-        self.model.text.activation_checkpointing_enable()  # type: ignore[union-attr, operator]
+        text: Any = self.model.text
+        text.activation_checkpointing_enable()
+        text.disable_input_require_grads()  # else backward would run through a frozen tower
 
     def layer_groups(self, tower: Tower) -> list[list[nn.Parameter]]:
         """Parameters of a tower: stem, stages, last layer of the ResNet; embeddings, blocks, pooler of RoBERTa."""
