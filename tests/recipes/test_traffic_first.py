@@ -88,7 +88,11 @@ def test_clips_train_on_sentences_and_blip_on_what_is_said_of_vehicles(project: 
     audi = vehicles[vehicles["attributes"].str.contains("Audi")]
     assert audi["text"].str.endswith("This is a vehicle. The brand of the vehicle is Audi.").any()
     plain = shared[(shared["split"] == "train") & (shared["group"] == "vehicle")]
-    assert (plain["text"] == plain["pair_text"]).all()
+    of_audi = plain[plain["attributes"].str.contains("Audi")]
+    made = of_audi.groupby("origin")["text"].agg(list)
+    brand = "The brand of the vehicle is Audi."  # the crops have no colours, so no sentence about one
+    texts = of_audi.drop_duplicates("origin").set_index("origin")["pair_text"]
+    assert all(rows == [texts[origin], brand, f"{texts[origin]} {brand}"] for origin, rows in made.items())
     asked = shared[shared["split"] == "test"].dropna(subset=["text_id"])
     assert set(asked["text"]) == set(queries_of_test(project)["text"])
 
