@@ -313,3 +313,15 @@ def test_chinese_clip_has_the_names_of_transformers(configs: dict[str, BackboneC
     start = plain(configs["chinese_clip"]).model.state_dict()["text_model.encoder.layer.0.attention.self.query.weight"]
     assert torch.equal(query, merged_state(backbone.model)["text_model.encoder.layer.0.attention.self.query.weight"])
     assert not torch.equal(query, start)
+
+
+@pytest.mark.parametrize(("towers", "texts_train"), [("both", True), ("image", False)])
+def test_an_adapted_tower_keeps_its_dropout_and_another_has_none(towers: str, texts_train: bool) -> None:
+    config = SMALL["chinese_clip"].model_copy(update={"lora": LoraConfig(rank=2, towers=towers)})
+    backbone = build(config, 0, TEXTS).train()
+    text: Any = backbone.model.text_model
+    dropouts = [module for module in text.modules() if isinstance(module, nn.Dropout)]
+    assert {module.training for module in dropouts} == {texts_train}
+    tokens = backbone.tokenize(TEXTS)
+    with torch.no_grad():
+        assert torch.equal(backbone.encode_text(tokens), backbone.encode_text(tokens)) != texts_train

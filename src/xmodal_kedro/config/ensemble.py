@@ -40,7 +40,7 @@ class RerankConfig(Frozen):
     method: Literal["itm", "adaption"]
     member: str = Field(description="whose matching head, or whose embeddings, decide")
     top_k: int = Field(10, ge=2, description="candidates per text")
-    top_ks: dict[str, int] = Field({}, description="per group, where it differs")
+    top_ks: dict[str, Annotated[int, Field(ge=2)]] = Field({}, description="per group, where it differs")
     formula: Literal["fused_plus_unit_itm", "itm_plus_fused", "itm"] = Field(
         "fused_plus_unit_itm", description="of itm; unit: the logits of a text's candidates divided by their length"
     )

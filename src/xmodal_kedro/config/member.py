@@ -1,8 +1,8 @@
 """What a recipe says about one member: its backbone, its training, its encoding."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from xmodal_kedro.config.data import GroupPrompts
 from xmodal_kedro.config.frozen import Frozen
@@ -22,6 +22,22 @@ RAND_AUGMENT_OPS: list[RandAugmentOp] = [
     *("Identity", "AutoContrast", "Brightness", "Sharpness", "Equalize"),
     *("ShearX", "ShearY", "TranslateX", "TranslateY"),
 ]
+
+
+def _rising(bounds: list[float]) -> list[float]:
+    if not 0.0 < bounds[0] <= bounds[1]:
+        raise ValueError("these are a lowest and a highest value, both above 0")
+    return bounds
+
+
+def _share(bounds: list[float]) -> list[float]:
+    if bounds[1] > 1.0:
+        raise ValueError("these are shares of the area of the image: none is above 1")
+    return bounds
+
+
+Bounds = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_rising)]
+Shares = Annotated[Bounds, AfterValidator(_share)]
 
 
 class LoraConfig(Frozen):
@@ -75,17 +91,15 @@ class EraseConfig(Frozen):
     """torchvision's RandomErasing with zeros, after normalisation."""
 
     probability: float = Field(0.5, ge=0.0, le=1.0)
-    scale: list[float] = Field([0.02, 0.1], min_length=2, max_length=2)
-    ratio: list[float] = Field([0.5, 2.0], min_length=2, max_length=2)
+    scale: Shares = [0.02, 0.1]
+    ratio: Bounds = [0.5, 2.0]
 
 
 class AugmentConfig(Frozen):
     """Random views of a training image, drawn on the training device, in the order of these keys."""
 
-    scale: list[float] = Field(
-        [1.0, 1.0], min_length=2, max_length=2, description="area of the crop, RandomResizedCrop"
-    )
-    ratio: list[float] = Field([0.75, 1.3333], min_length=2, max_length=2)
+    scale: Shares = Field([1.0, 1.0], description="area of the crop, RandomResizedCrop")
+    ratio: Bounds = [0.75, 1.3333]
     interpolation: Literal["bicubic", "random"] = Field(
         "bicubic", description="of the crop; random takes bilinear or bicubic per image, as timm does"
     )
@@ -163,6 +177,10 @@ class TrainConfig(Frozen):
 
     @model_validator(mode="after")
     def _schedule_reaches_the_end(self) -> "TrainConfig":
+        if self.schedule_epochs is not None and self.schedule == "constant":
+            raise ValueError(
+                "schedule_epochs says how long a cosine is, but schedule is constant: leave one of them out"
+            )
         if self.schedule_epochs is not None and self.schedule_epochs < self.epochs:
             raise ValueError(f"schedule_epochs ({self.schedule_epochs}) is less than epochs ({self.epochs})")
         if self.micro_batch is not None and self.micro_batch > self.batch_size:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from xmodal_kedro.config.member import AugmentConfig, LossConfig, TrainConfig
 from xmodal_kedro.config.weights import weights_source
@@ -278,12 +279,16 @@ class Backbone(nn.Module, ABC):
                     parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
-        """As in torch, but modules whose parameters are all frozen stay in eval: no dropout, no batch statistics."""
+        """As in torch, but modules whose parameters are all frozen stay in eval: no dropout, no batch statistics.
+
+        A tower with adapters keeps the dropout of its frozen layers, as it does with peft.
+        """
         super().train(mode)
-        if mode:
-            for module in self.modules():
+        for part in self.model.children() if mode else ():
+            adapted = any("lora_" in name for name, _ in part.named_parameters())
+            for module in part.modules():
                 frozen = [not parameter.requires_grad for parameter in module.parameters()]
-                if frozen and all(frozen):
+                if frozen and all(frozen) and (not adapted or isinstance(module, _BatchNorm)):
                     module.eval()
         return self
 

@@ -242,8 +242,9 @@ class Reordered:
     The candidates of a row share out the scores that they have in the source, best first: whoever is first in the new
     order takes the highest of them. So the candidates stay before the tail if they were there, and scores stay on the
     scale of the source. Candidates whose new scores are equal keep the order of the source; those that are equal in
-    both tie, on the lowest of the scores that they would take. Where the source ties candidates that the second stage
-    tells apart, their exact scores are raised by the last bit of fp64, never lowered, so that the new order is strict.
+    both tie, on the lowest of the scores that they would take. Exact scores are raised by the last bits of fp64, never
+    lowered: the last candidate's above a tail that ties with it, and others' where the source ties candidates that the
+    second stage tells apart. So nobody drops behind the tail, and the new order is strict.
     """
 
     def __init__(self, source: ScoreSource, candidates: Tensor, second: Tensor) -> None:
@@ -331,6 +332,8 @@ def _handed_out(first: Tensor, second: Tensor) -> Tensor:
     high = first.sort(dim=1, descending=True).values
     first, second = first.gather(1, order), second.gather(1, order)
     ceiling = first.new_tensor(torch.inf)
+    if high.shape[1]:
+        high[:, -1] = high[:, -1].nextafter(ceiling)  # before whatever ties with it outside of the candidates
     for place in range(first.shape[1] - 2, -1, -1):
         here, below = (slice(None), place), (slice(None), place + 1)
         tied = (first[here] == first[below]) & (second[here] == second[below])
