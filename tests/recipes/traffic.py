@@ -14,7 +14,7 @@ from tests.recipes.sizes import Size
 
 TRAFFIC = SHARED / "traffic"
 SHARES = {"vehicle": 1 / 3, "pedestrian": 2 / 3}
-MOST = Size(train=3000, held_out=800)  # more than these take long on two cores and teach small models little
+MOST = Size(train=4500, held_out=800)  # more than these take long on two cores and teach small models little
 
 
 def write_track2(folder: Path, size: Size) -> None:
