@@ -53,6 +53,8 @@ class RecipeConfigLoader(OmegaConfigLoader):
             path = (Path(self.conf_source) / layer).as_posix()
             config = self.load_and_merge_dir_config(path, self.config_patterns[key], key, read, key == "credentials")
             known_members.update(config.get("member_names") or [])
+            if layer == LOCAL and key == "parameters" and config:
+                known_members.update(_members_of_all(Path(self.conf_source)))
             # Kedro's "soft" strategy: mappings are united, everything else is replaced.
             soft = self.merge_strategy.get(key) == "soft"
             merged = OmegaConf.to_container(OmegaConf.merge(merged, config)) if soft else merged | config  # type: ignore[assignment]
@@ -64,7 +66,8 @@ class RecipeConfigLoader(OmegaConfigLoader):
                 if isinstance(entry, dict) and str(entry.get("filepath", "")).startswith("data/"):
                     entry["filepath"] = f"data/{recipe[-1]}/" + entry["filepath"].removeprefix("data/")
         if key == "parameters":
-            # Members of a lower layer that this recipe does not use are no typing errors; they are just not there.
+            # Members of a lower layer that this recipe does not use are no typing errors; they are just not there. The
+            # user's own layer lies under every recipe, so it may speak of the members of any.
             for name in known_members - set(merged.get("member_names") or []):
                 merged.pop(name, None)
             for name in merged.get("member_names") or []:
@@ -109,6 +112,12 @@ def active_parameters() -> dict[str, Any]:
     if loader is None:
         loader = RecipeConfigLoader(project_path() / "conf", os.environ.get("KEDRO_ENV"), **CONFIG_LOADER_ARGS)
     return loader["parameters"]
+
+
+def _members_of_all(conf: Path) -> set[str]:
+    """Members of every environment."""
+    files = [yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in conf.glob("*/parameters*.yml")]
+    return {name for content in files for name in content.get("member_names") or []}
 
 
 def _extended_by(file: Path) -> str | None:

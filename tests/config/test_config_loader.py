@@ -98,3 +98,11 @@ def test_the_registry_reads_the_recipe_of_the_last_loader_or_of_kedro_env(
     assert active_parameters()["member_names"] == ["a", "big"]
     parameters(conf, None)
     assert active_parameters()["member_names"] == ["a", "b"]
+
+
+def test_local_may_speak_of_the_members_of_another_recipe(conf: Path) -> None:
+    write(conf, "local/parameters.yml", {"big": {"backbone": {"weights": "/models/big"}}, "bgi": {}})
+    read = parameters(conf, None)
+    assert "big" not in read
+    assert "bgi" in read  # in no recipe: the check of the recipe names it
+    assert parameters(conf, "traffic")["big"]["backbone"] == {"weights": "/models/big"}
