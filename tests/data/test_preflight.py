@@ -1,6 +1,7 @@
 """All that is missing is said at once, with the key, the place and the fix; what is there raises nothing."""
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -60,7 +61,7 @@ def project(tmp_path: Path) -> Path:
     weights = tmp_path / "project" / "weights" / "clip"
     weights.mkdir(parents=True)
     save_file({"a": np.zeros((1000, 100), np.float16), "b": np.zeros(24, np.float32)}, weights / "weights.safetensors")
-    (weights / "config.json").write_text("{}")
+    (weights / "open_clip_config.json").write_text("{}")
     return tmp_path / "project"
 
 
@@ -116,13 +117,12 @@ def test_every_problem_is_in_the_one_error(project):
         f"data.sources[3].file: {project}/raw/pointer.parquet is only a Git LFS pointer",
         f"data.sources[4].file: there is no file {project}/raw/photos",
         f"one.backbone.weights: there is no directory {project}/weights/clap (did you mean 'clip'?)",
-        f"two.backbone.weights: {project}/weights/nothing holds no weights",
-        f"two.backbone.weights: {project}/weights/nothing holds no config",
+        f"two.backbone.weights: {project}/weights/nothing holds no open_clip_config.json, and no weights.safetensors",
         "three.backbone.weights: there is no directory",
         "runtime.device: 'mps' is no device",
     ):
         assert expected in message
-    assert len(report.problems) == message.count("\n- ") == 12
+    assert len(report.problems) == message.count("\n- ") == 11
 
 
 def test_a_missing_root_is_one_problem(project):
@@ -183,14 +183,87 @@ def test_a_tag_of_open_clip_is_looked_for_where_it_will_be_loaded_from(project):
 
 def test_a_weight_file_needs_its_architecture(project):
     named = {"name": "open_clip", "architecture": {"model_name": "ViT-B-32"}}
+    (project / "weights/clip/open_clip_config.json").unlink()
     for weights in ("weights/clip/weights.safetensors", "weights/clip"):
         whole = member(weights).model_copy(update={"backbone": BackboneConfig(weights=weights, **named)})
         assert checked(project, members={"clip": whole}).problems == []
     (problem,) = checked(project, members={"clip": member("weights/clip/weights.safetensors")}).problems
-    assert "is a file" in problem
+    assert problem.endswith(
+        "clip/weights.safetensors is a file. Give the directory of weights and config, or set architecture to "
+        "{model_name: ...}."
+    )
+    (problem,) = checked(project, members={"clip": member("weights/clip")}).problems
+    assert "comes without open_clip_config.json" in problem
     other = BackboneConfig(weights="weights/clip", **{**named, "name": "chinese_clip"})
     (problem,) = checked(project, members={"clip": whole.model_copy(update={"backbone": other})}).problems
     assert "reads its architecture from the weights" in problem
+
+
+@pytest.mark.parametrize(
+    ("family", "files", "missing"),
+    [
+        ("blip", ["model_large.pth"], "weights/new holds no vocab.txt or tokenizer.json"),
+        ("chinese_clip", ["config.json", "pytorch_model.bin"], "weights/new holds no vocab.txt or tokenizer.json"),
+        ("open_clip", ["config.json", "pytorch_model.bin"], "weights/new comes without open_clip_config.json"),
+        ("resnet_roberta", ["image/resnet50.pth"], "weights/new/text holds no config.json, and no vocab.json"),
+        (
+            "resnet_roberta",
+            ["text/config.json", "text/tokenizer.json", "text/model.safetensors"],
+            "weights/new/image must hold one file of weights, it has none",
+        ),
+    ],
+)
+def test_what_the_family_wants_in_a_directory_is_looked_for(project, family, files, missing):
+    folder = project / "weights/new"
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file({"a": np.zeros(1, np.float32)}, folder / name)
+    whole = member(None).model_copy(update={"backbone": BackboneConfig(name=family, weights="weights/new")})
+    (problem,) = checked(project, members={"new": whole}).problems
+    assert problem.startswith(f"new.backbone.weights: {project}/{missing}")
+
+
+def test_a_cached_model_that_is_not_whole_is_completed_or_named(project, monkeypatch):
+    snapshot = Path(constants.HF_HUB_CACHE) / "models--laion--CLIP-big/snapshots/0123"
+    shutil.copytree(project / "weights/clip", snapshot)
+    (snapshot / "open_clip_config.json").unlink()
+    (warning,) = checked(project, members={"big": member("laion/CLIP-big")}).warnings
+    assert "will be downloaded" in warning
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (problem,) = checked(project, members={"big": member("laion/CLIP-big")}).problems
+    assert "comes without open_clip_config.json" in problem
+
+
+@pytest.mark.parametrize(
+    ("family", "train", "reason"),
+    [
+        ("blip", {"micro_batch": 1}, "train.micro_batch is for backbones whose loss needs nothing but features"),
+        ("open_clip", {"loss": {"momentum": {}}}, "train.loss.momentum is for backbones with a matching head"),
+        ("clip", {}, "backbone.name 'clip' is unknown: there are blip, chinese_clip, open_clip, resnet_roberta"),
+    ],
+)
+def test_what_a_family_cannot_do_is_said_before_any_member_trains(project, family, train, reason):
+    settings = TrainConfig.model_validate({"epochs": 1, "batch_size": 2, "lr": 1e-4, **train})
+    last = MemberConfig(backbone=BackboneConfig(name=family, architecture={}), train=settings)
+    (problem,) = checked(project, members={"first": member("weights/clip"), "last": last}).problems
+    assert problem.startswith(f"last: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "sizes"),
+    [
+        ("open_clip", "open_clip_config.json", {"model_cfg": {"vision_cfg": {"image_size": 33}}}),
+        ("blip", "config.json", {"vision_config": {"image_size": 33}}),
+    ],
+)
+def test_images_that_are_packed_too_small_are_named(project, family, config, sizes):
+    folder = project / "weights/clip"
+    (folder / config).write_text(json.dumps(sizes))
+    (folder / "vocab.txt").touch()
+    whole = member(None).model_copy(update={"backbone": BackboneConfig(name=family, weights="weights/clip")})
+    (problem,) = checked(project, members={"big": whole}).problems
+    assert "this model wants images of 33 px, images.size is 32" in problem
+    assert checked(project, members={"big": whole}, images=ImagesConfig(size=33, workers=1)).problems == []
 
 
 @pytest.mark.parametrize("weights", ["OFA-Sys/chinese-clip-rn50", "clip_cn_vit-h-14.pt", "ViT-B-32:openai"])

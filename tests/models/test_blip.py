@@ -257,14 +257,11 @@ def test_training_leaves_no_trace_in_what_is_saved(tmp_path: Path) -> None:
     assert backbone.average is None
 
 
-def test_momentum_wants_begin_training_and_goes_alone() -> None:
+def test_momentum_wants_begin_training() -> None:
     backbone, loss = blip(), loss_config()
     batch = Batch(pixels(2), backbone.tokenize(TEXTS[:2]))
     with pytest.raises(RuntimeError, match="begin_training"):
         backbone.training_step(batch, state_of(loss))
-    for change in ({"label_smoothing": 0.1}, {"truncation": 0.05}, {"directions": "sum"}):
-        with pytest.raises(ValueError, match="goes with none of label_smoothing"):
-            backbone.begin_training(train_config(loss.model_copy(update=change)))
 
 
 @pytest.mark.parametrize("momentum", [None, MomentumConfig(queue_size=4), MomentumConfig(negatives="local")])

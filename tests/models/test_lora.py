@@ -272,12 +272,6 @@ def test_the_seed_decides_the_adapters_and_leaves_torch_alone(configs: dict[str,
         assert not any(torch.equal(value, states[2][key]) for key, value in states[0].items())
 
 
-def test_layers_that_are_unlocked_beside_adapters_are_refused() -> None:
-    config = SMALL["open_clip"].model_copy(update={"lora": CONFIG, "unlocked_groups": {"image": 1}})
-    with pytest.raises(ValueError, match="set one alone"):
-        build(config)
-
-
 def test_checkpointed_activations_give_the_same_gradients(configs: dict[str, BackboneConfig]) -> None:
     for name in ("open_clip", "chinese_clip"):
         gradients = []

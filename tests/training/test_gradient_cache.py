@@ -164,8 +164,7 @@ def test_the_loop_gives_the_weights_of_the_whole_batch() -> None:
 
 
 def test_a_backbone_that_matches_pairs_cannot_be_cut() -> None:
-    backbone = small_backbone("open_clip")
-    backbone.dual = False  # type: ignore[misc]
+    backbone = small_backbone("blip")
     with pytest.raises(ValueError, match=r"micro_batch is for backbones whose loss needs nothing but features"):
         train(backbone, images(), examples(), None, small_member(micro_batch=2, keep="last").train)
 

@@ -1,11 +1,13 @@
 """What a recipe says about one member: its backbone, its training, its encoding."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from xmodal_kedro.config.data import GroupPrompts
 from xmodal_kedro.config.frozen import Frozen
+from xmodal_kedro.config.weights import weights_source
 
 RandAugmentOp = Literal[
     "Identity",
@@ -61,6 +63,19 @@ class BackboneConfig(Frozen):
     lora: LoraConfig | None = None
     context: int | None = Field(None, ge=4, description="tokens of a text at most; by default what the model allows")
     grad_checkpointing: bool = Field(False, description="compute activations again in backward: less memory, more time")
+
+    @model_validator(mode="after")
+    def _freezes_one_way(self) -> "BackboneConfig":
+        if self.lora is not None and self.unlocked_groups:
+            raise ValueError("lora freezes all but its adapters, and unlocked_groups unlocks layers: set one alone")
+        return self
+
+    def at(self, root: Path) -> "BackboneConfig":
+        """The same with the whole path of weights that lie, or should lie, below `root`; hub ids and tags stay."""
+        source = None if self.weights is None else weights_source(self.weights, root)
+        if source is None or source.kind in ("hub", "tag"):
+            return self
+        return self.model_copy(update={"weights": str(source.path.absolute())})
 
 
 class RandAugmentConfig(Frozen):
@@ -132,6 +147,15 @@ class LossConfig(Frozen):
     )
     directions: Literal["mean", "sum"] = Field("mean", description="how image-to-text and text-to-image are combined")
     momentum: MomentumConfig | None = Field(None, description="of backbones with an image-text matching head alone")
+
+    @model_validator(mode="after")
+    def _momentum_goes_alone(self) -> "LossConfig":
+        if self.momentum is not None and (self.label_smoothing or self.truncation or self.directions != "mean"):
+            raise ValueError(
+                "momentum goes with none of label_smoothing, truncation and directions 'sum': the moving average makes "
+                "the targets. Set them to 0, 0 and mean, or momentum to null"
+            )
+        return self
 
 
 class CleanTextConfig(Frozen):

@@ -1,12 +1,14 @@
 """Before the first long node: is everything there that the run will need? All that is missing is said at once.
 
-Nothing is decoded, loaded or downloaded; a check takes milliseconds to a few seconds for huge image folders.
+So is what the family of a member cannot do, for that member may be the last one to be built. Nothing is decoded, loaded
+or downloaded; a check takes milliseconds to a few seconds for huge image folders.
 """
 
 from __future__ import annotations
 
 import difflib
 import glob
+import json
 import math
 import os
 import re
@@ -15,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pyarrow as pa
@@ -27,6 +30,9 @@ from xmodal_kedro.config.member import MemberConfig
 from xmodal_kedro.config.weights import WeightsSource, unsupported, weights_source
 from xmodal_kedro.data.manifest import MANIFEST
 from xmodal_kedro.data.paths import IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from xmodal_kedro.models.backbone import Backbone
 
 GIB = 1 << 30
 PROCESS_BYTES = 3 * GIB // 2  # Python with torch and the tables of a data set of moderate size
@@ -89,7 +95,7 @@ def check(
     """
     report = Report()
     n_images = 0 if data is None else _check_data(data, project, drawn, report)
-    parameters = {name: _check_weights(name, member, project, report) for name, member in members.items()}
+    parameters = {name: _check_member(name, member, images, project, report) for name, member in members.items()}
     _check_disk(n_images, images, parameters, project, report)
     _check_memory(data is not None, images, parameters, runtime, report)
     _check_device(runtime.device, report)
@@ -157,8 +163,23 @@ def _rows(shard: Path) -> int:
         return 0
 
 
-def _check_weights(name: str, member: MemberConfig, project: Path, report: Report) -> int:
+def _check_member(name: str, member: MemberConfig, images: ImagesConfig, project: Path, report: Report) -> int:
     """Returns how many parameters the weights hold; 0 where that is unknown."""
+    from xmodal_kedro.models import family
+
+    try:
+        kind = family(member.backbone.name)
+    except ValueError as error:
+        report.problems.append(f"{name}: {error}.")
+        return 0
+    if reason := kind.refusal(member.train):
+        report.problems.append(f"{name}: {reason}.")
+    return _check_weights(name, member, kind, images, project, report)
+
+
+def _check_weights(
+    name: str, member: MemberConfig, kind: type[Backbone], images: ImagesConfig, project: Path, report: Report
+) -> int:
     weights = member.backbone.weights
     if weights is None:
         return 0
@@ -172,19 +193,40 @@ def _check_weights(name: str, member: MemberConfig, project: Path, report: Repor
         return 0
     source = weights_source(weights, project)
     if source.kind == "directory":
-        return _check_weight_files(key, source.path, named, report)
+        if not named:
+            _check_image_size(key, source.path, kind, images, report)
+        return _check_weight_files(key, source.path, None if named else kind, report)
     if source.kind == "file" and named:
         return _check_parameters(key, [source.path], report)
     if source.kind == "hub":
-        return _check_hub(key, source.hub_id, report)
+        return _check_hub(key, source.hub_id, kind, report)
     if source.kind == "tag":
         return _check_tag(key, source, report)
-    what = "is a file, and a directory with weights and config is wanted" if source.kind == "file" else "is not there"
-    report.problems.append(
-        f"{key}: there is no directory {source.path}{_nearest(source.path)}: it {what}. Put the weights with their "
-        "config there, or correct the key."
-    )
+    if source.kind == "file":
+        named_too = ", or set architecture to {model_name: ...}" if family == "open_clip" else ""
+        report.problems.append(f"{key}: {source.path} is a file. Give the directory of weights and config{named_too}.")
+    else:
+        report.problems.append(
+            f"{key}: there is no directory {source.path}{_nearest(source.path)}. Put the weights with their config "
+            "there, or correct the key."
+        )
     return 0
+
+
+def _check_image_size(key: str, directory: Path, kind: type[Backbone], images: ImagesConfig, report: Report) -> None:
+    """Only where a config says the size: what it does not say, building the model does."""
+    keys = ("model_cfg", "vision_cfg") if kind.name == "open_clip" else ("vision_config",)
+    try:
+        found: Any = json.loads((directory / kind.library_files[0][0]).read_text(encoding="utf-8"))
+        for part in (*keys, "image_size"):
+            found = found[part]
+    except (OSError, KeyError, TypeError, ValueError):
+        return
+    if isinstance(found, int) and found > images.size:
+        report.problems.append(
+            f"{key}: this model wants images of {found} px, images.size is {images.size}, and images are not scaled "
+            f"up. Set images.size to at least {found}."
+        )
 
 
 def _check_tag(key: str, source: WeightsSource, report: Report) -> int:
@@ -194,16 +236,18 @@ def _check_tag(key: str, source: WeightsSource, report: Report) -> int:
     if not published:
         report.problems.append(f"{key}: open_clip has no weights '{source.tag}' for a model '{source.model}'.")
         return 0
-    return _check_hub(key, published["hf_hub"].strip("/"), report, named=True)
+    return _check_hub(key, published["hf_hub"].strip("/"), None, report)
 
 
-def _check_hub(key: str, hub_id: str, report: Report, *, named: bool = False) -> int:
+def _check_hub(key: str, hub_id: str, kind: type[Backbone] | None, report: Report) -> int:
     from huggingface_hub import constants
 
     cached = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
     for snapshot in sorted(cached.glob("snapshots/*")):
-        if any(file.suffix in _WEIGHT_SUFFIXES and file.exists() for file in snapshot.rglob("*")):
-            return _check_weight_files(key, snapshot, named, report)
+        holds_weights = any(file.suffix in _WEIGHT_SUFFIXES and file.exists() for file in snapshot.rglob("*"))
+        # Online, what a cached model lacks is fetched.
+        if holds_weights and (constants.HF_HUB_OFFLINE or kind is None or not kind.missing_files(snapshot)):
+            return _check_weight_files(key, snapshot, kind, report)
     if constants.HF_HUB_OFFLINE:
         report.problems.append(
             f"{key}: '{hub_id}' is not in the local cache ({cached}), and HF_HUB_OFFLINE forbids to fetch it. Copy the "
@@ -214,15 +258,15 @@ def _check_hub(key: str, hub_id: str, report: Report, *, named: bool = False) ->
     return 0
 
 
-def _check_weight_files(key: str, directory: Path, named: bool, report: Report) -> int:
-    """With `named`, the architecture is known without a config."""
+def _check_weight_files(key: str, directory: Path, kind: type[Backbone] | None, report: Report) -> int:
+    """Without a family, the architecture is known without a config: weights are enough."""
     files = [file for file in sorted(directory.rglob("*")) if file.suffix in _WEIGHT_SUFFIXES and file.is_file()]
-    if not files:
+    missing = kind.missing_files(directory) if kind else None
+    if missing:
+        report.problems.append(f"{key}: {missing}.")
+    elif not files:
         names = ", ".join(f"*{suffix}" for suffix in _WEIGHT_SUFFIXES)
         report.problems.append(f"{key}: {directory} holds no weights ({names}). Put them there.")
-    # The config of a published .pth is known to its family.
-    if not named and not any(directory.rglob("*.json")) and not any(file.suffix == ".pth" for file in files):
-        report.problems.append(f"{key}: {directory} holds no config (*.json). Copy it from where the weights are from.")
     return _check_parameters(key, files, report)
 
 

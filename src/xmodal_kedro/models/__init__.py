@@ -70,10 +70,6 @@ def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = ()) -> B
         backbone.set_grad_checkpointing()
     backbone.freeze(config.unlocked_groups)
     if config.lora is not None:
-        if config.unlocked_groups:
-            raise ValueError(
-                "backbone.lora freezes all but its adapters, and backbone.unlocked_groups unlocks layers: set one alone"
-            )
         counts = add_lora(backbone, config.lora, seed)
         LOG.info("LoRA adapts %s projections", " and ".join(f"{count} {tower}" for tower, count in counts.items()))
     return backbone

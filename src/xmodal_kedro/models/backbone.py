@@ -7,6 +7,7 @@ loss and the encoder do that.
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,10 +31,13 @@ from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.losses.contrastive import contrastive_loss
 from xmodal_kedro.losses.gather import gathered
 from xmodal_kedro.models.lora import merged_state
+from xmodal_kedro.models.published import PublishedWeightsError
 from xmodal_kedro.models.transform import ImageTransform
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP clamps it: beyond, the softmax is one-hot and training unstable
 WEIGHTS = "weights.safetensors"  # of a checkpoint directory, whatever the library calls its own file
+INDEX = ".index.json"  # ends the name of a file that says which tensor is in which shard
+SETTINGS = ("*.json", "vocab.txt", "merges.txt", "*.model")  # what a library may want from the hub besides weights
 
 Tower = Literal["image", "text"]
 Tokens = dict[str, Tensor]  # input_ids and attention_mask, both [B, L]
@@ -164,13 +168,48 @@ class Backbone(nn.Module, ABC):
 
         Raises:
             MissingWeightsError: Naming what is wanted where.
+            ArchitectureError, BrokenArtifactError, PublishedWeightsError: The files are there, and are damaged or those
+                of another model.
         """
-        directory = find_weights(str(weights), cls.library_files)
-        if not (directory / WEIGHTS).is_file():
-            return cls.from_library(directory, weights=True)
-        backbone = cls.from_library(directory, weights=False)
-        backbone.load_weights(directory / WEIGHTS)
+        directory = find_weights(str(weights), cls)
+        try:
+            if not (directory / WEIGHTS).is_file():
+                return cls.from_library(directory, weights=True)
+            backbone = cls.from_library(directory, weights=False)
+            backbone.load_weights(directory / WEIGHTS)
+        except (ArchitectureError, BrokenArtifactError, MissingWeightsError, PublishedWeightsError):
+            raise
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # there is no end to what libraries raise at files that they do not expect
+            what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+            raise BrokenArtifactError(
+                f"backbone.weights: {directory.absolute()} holds no model that '{cls.name}' can open ({what}). Put the "
+                f"whole files of one model of this family there, or correct backbone.name. Wanted: {cls.wanted()}"
+            ) from error
         return backbone
+
+    @classmethod
+    def wanted(cls) -> str:
+        """What a directory of weights must hold, in words."""
+        return "; ".join(" or ".join(choice) for choice in cls.library_files)
+
+    @classmethod
+    def missing_files(cls, directory: Path) -> str | None:
+        """What a directory lacks that loading wants from it, as a sentence without its stop; None if nothing."""
+        return lacking(directory, cls.library_files)
+
+    @classmethod
+    def refusal(cls, config: TrainConfig) -> str | None:
+        """Why this family cannot be trained so, as a sentence without its stop; None if it can."""
+        if config.loss.momentum is not None and not cls.matches:
+            return f"train.loss.momentum is for backbones with a matching head, '{cls.name}' has none: set it to null"
+        if config.micro_batch is not None and not cls.dual:
+            return (
+                f"train.micro_batch is for backbones whose loss needs nothing but features, and '{cls.name}' also "
+                "matches images with texts: set it to null; backbone.grad_checkpointing saves memory too"
+            )
+        return None
 
     @classmethod
     def from_published(cls, weights: str, architecture: Mapping[str, object]) -> Self:
@@ -233,8 +272,8 @@ class Backbone(nn.Module, ABC):
         Raises:
             ValueError: The config asks for what this family cannot do.
         """
-        if config.loss.momentum is not None:
-            raise ValueError(f"train.loss.momentum is for backbones with a matching head, '{self.name}' has none")
+        if reason := self.refusal(config):
+            raise ValueError(reason)
 
     def training_step(self, batch: Batch, state: TrainState) -> dict[str, Tensor]:
         """Losses of a batch: `loss` is what is minimised, further entries are reported beside it."""
@@ -324,40 +363,80 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def find_weights(weights: str, wanted: Sequence[Sequence[str]]) -> Path:
+def find_weights(weights: str, family: type[Backbone]) -> Path:
     """Find the directory of a model, fetching it if `weights` is a hub id that is not cached.
 
     Args:
         weights: A directory, or `owner/name` of a model on the hub, with or without `hf-hub:`.
-        wanted: Per file that is needed, the names that it may have.
+        family: Knows what must be there.
 
     Raises:
         MissingWeightsError: Naming directory and files.
     """
-    names = "; ".join(" or ".join(choice) for choice in wanted)
     source = weights_source(weights)
     directory = source.path
     if source.kind == "hub":
-        files = sorted(
-            {name for choice in wanted for name in choice} | {"*.json", "vocab.txt", "merges.txt", "*.model"}
-        )
         try:
-            directory = Path(snapshot_download(source.hub_id, allow_patterns=files))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            directory = _fetched(source.hub_id, family.library_files)
+        except (HFValidationError, HTTPError, OSError) as error:
             raise MissingWeightsError(
                 f"backbone.weights: '{weights}' is no directory below {Path.cwd()}, and the hub does not give it "
-                f"({type(error).__name__}). {where_to_put(source.hub_id, names)}"
+                f"({type(error).__name__}). {where_to_put(source.hub_id, family.wanted())}"
             ) from error
     elif source.kind == "file":
         raise MissingWeightsError(
-            f"backbone.weights: {directory.absolute()} is a file. Give its directory, with: {names}"
+            f"backbone.weights: {directory.absolute()} is a file. Give its directory, with: {family.wanted()}"
         )
     elif source.kind != "directory":
-        raise MissingWeightsError(f"backbone.weights: there is no directory {directory.absolute()}. Wanted: {names}")
-    for choice in wanted:
-        if not any((directory / name).is_file() for name in choice):
-            raise MissingWeightsError(f"backbone.weights: {directory.absolute()} holds no {' or '.join(choice)}")
+        raise MissingWeightsError(
+            f"backbone.weights: there is no directory {directory.absolute()}. Wanted: {family.wanted()}"
+        )
+    if missing := family.missing_files(directory):
+        raise MissingWeightsError(f"backbone.weights: {missing}")
     return directory
+
+
+def lacking(directory: Path, wanted: Sequence[Sequence[str]]) -> str | None:
+    """What a directory lacks of files that are wanted, as a sentence without its stop; None if nothing.
+
+    Args:
+        directory: Where they should be.
+        wanted: Per file, the names that it may have; of an index its shards are wanted, too.
+    """
+    found = [next((name for name in choice if (directory / name).is_file()), None) for choice in wanted]
+    missing = [" or ".join(choice) for choice, name in zip(wanted, found, strict=True) if name is None]
+    for name in found:
+        if name is not None and name.endswith(INDEX):
+            missing += [shard for shard in _shards(directory / name) if not (directory / shard).is_file()]
+    return f"{directory.absolute()} holds no {', and no '.join(missing)}" if missing else None
+
+
+def _shards(index: Path) -> list[str]:
+    """Files that an index names; none where it is damaged, which the library says when it opens it."""
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return []
+
+
+def _fetched(hub_id: str, wanted: Sequence[Sequence[str]]) -> Path:
+    """The cached files of a model, completed from the hub where that can be reached.
+
+    Of the formats that a model is published in only the first one that is wanted is fetched.
+    """
+    try:
+        there = set(list_repo_files(hub_id))
+    except (HTTPError, OSError) as unreachable:
+        try:
+            # What is there counts, not what else the model was published with.
+            return Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=[]))
+        except LocalEntryNotFoundError:
+            raise unreachable from None
+    first = (next((name for name in choice if name in there), None) for choice in wanted)
+    names = sorted({name for name in first if name is not None})
+    directory = Path(snapshot_download(hub_id, allow_patterns=[*SETTINGS, *names]))
+    shards = [shard for name in names if name.endswith(INDEX) for shard in _shards(directory / name)]
+    return Path(snapshot_download(hub_id, allow_patterns=shards)) if shards else directory
 
 
 def where_to_put(hub_id: str, names: str) -> str:

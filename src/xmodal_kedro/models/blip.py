@@ -147,11 +147,6 @@ class Blip(Backbone):
         self.average = None
         if config.loss.momentum is None:
             return
-        if config.loss.label_smoothing or config.loss.truncation or config.loss.directions != "mean":
-            raise ValueError(
-                "train.loss.momentum goes with none of label_smoothing, truncation and directions 'sum': the moving "
-                "average makes the targets. Set them to 0, 0 and mean, or momentum to null"
-            )
         average: Any = copy.deepcopy(self.model)
         for layer in average.text_encoder.encoder.layer:
             del layer.crossattention

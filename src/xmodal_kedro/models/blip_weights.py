@@ -83,7 +83,7 @@ def config_of(tensors: Mapping[str, Tensor], file: Path) -> BlipConfig:
     """
     try:
         layers = {
-            tower: 1 + max(int(name.split(".")[3]) for name in tensors if name.startswith(prefix))
+            tower: 1 + max((int(name.split(".")[3]) for name in tensors if name.startswith(prefix)), default=0)
             for tower, prefix in (("vision", "vision_model.encoder.layers."), ("text", "text_encoder.encoder.layer."))
         }
         embed_dim, width = tensors["vision_proj.weight"].shape

@@ -113,7 +113,7 @@ class ChineseClip(Backbone):
             MissingWeightsError: Naming what is wanted where.
             ArchitectureError: The files are those of the original code, or of a ResNet.
         """
-        directory = Path(weights)
+        directory = Path(weights).expanduser()
         for file in (directory, *sorted(directory.glob("clip_cn_*.pt"))):
             if (reason := unsupported("chinese_clip", str(file))) and not (directory / "vocab.txt").is_file():
                 raise MissingWeightsError(f"backbone.weights: {reason}")
@@ -141,7 +141,7 @@ class ChineseClip(Backbone):
             tensors = load_published(pickled, lambda name: name)
             _check_names(tensors, pickled)
             given = {"pretrained_model_name_or_path": None, "state_dict": tensors, "config": config}
-        loaded: Any = ChineseCLIPModel.from_pretrained(**given, output_loading_info=True)
+        loaded: Any = ChineseCLIPModel.from_pretrained(**given, output_loading_info=True, ignore_mismatched_sizes=True)
         model, report = loaded
         if wrong := sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}):
             raise ArchitectureError(
@@ -166,8 +166,10 @@ def _normal(text: str) -> str:
 
 
 def _vision_layers(config: Path) -> Any:
-    settings = json.loads(config.read_text(encoding="utf-8"))
-    layers = settings.get("vision_layers")
+    try:
+        layers = json.loads(config.read_text(encoding="utf-8"))["vision_layers"]
+    except (KeyError, TypeError, ValueError):  # transformers has no such key, and says what is damaged
+        return None
     return json.loads(layers) if isinstance(layers, str) else layers  # "[3,4,6,3]"
 
 

@@ -25,6 +25,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import text_global_pool
+from safetensors import SafetensorError
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,7 +43,7 @@ from xmodal_kedro.models.backbone import (
     seeded,
     where_to_put,
 )
-from xmodal_kedro.models.published import converted, read_published
+from xmodal_kedro.models.published import PublishedWeightsError, converted, read_published
 
 CONFIG = "open_clip_config.json"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -185,14 +186,16 @@ class OpenClip(Backbone):
         source = weights_source(str(weights))
         if source.kind == "tag":
             return cls._from_tag(source.model, source.tag)
-        bare = source.kind == "directory" and not (source.path / CONFIG).is_file() and _weight_files(source.path)
-        if bare or source.kind == "file":
-            raise MissingWeightsError(
-                f"backbone.weights: {source.path.absolute()} comes without {CONFIG}. Put that file beside the weights "
-                "and give their directory, or say in backbone.architecture which one of open_clip's configs it is: "
-                "{model_name: ViT-H-14}"
-            )
+        if source.kind == "file":
+            raise MissingWeightsError(f"backbone.weights: {_without_config(source.path)}")
         return super().from_pretrained(weights)
+
+    @classmethod
+    def missing_files(cls, directory: Path) -> str | None:
+        """As every family; weights without a config may also be named by `architecture`."""
+        if not (directory / CONFIG).is_file() and _weight_files(directory):
+            return _without_config(directory)
+        return super().missing_files(directory)
 
     @classmethod
     def from_published(cls, weights: str, architecture: Mapping[str, object]) -> Self:
@@ -296,6 +299,10 @@ class OpenClip(Backbone):
             read_published(file)  # open_clip itself would open any pickle where this one needs it
         try:
             open_clip.load_checkpoint(self.model, str(file))
+        except torch.OutOfMemoryError:  # a RuntimeError, too
+            raise
+        except SafetensorError as error:
+            raise PublishedWeightsError(f"{file} is cut short or no safetensors file. Copy it again.") from error
         except (RuntimeError, KeyError) as error:
             raise ArchitectureError(f"backbone.weights: {file} does not fit this architecture: {error}") from error
 
@@ -374,6 +381,13 @@ def _weight_files(directory: Path) -> list[Path]:
         return []
     files = [file for file in sorted(directory.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
     return [file for file in files if file.with_suffix("") not in files]
+
+
+def _without_config(weights: Path) -> str:
+    return (
+        f"{weights.absolute()} comes without {CONFIG}. Put that file beside the weights and give their directory, or "
+        "say in backbone.architecture which one of open_clip's configs it is: {model_name: ViT-H-14}"
+    )
 
 
 def _describes_text_tower(directory: Path) -> bool:

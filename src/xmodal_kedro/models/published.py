@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import tempfile
 import warnings
 import zipfile
@@ -51,9 +52,9 @@ def read_published(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise PublishedWeightsError(
-            f"{file} holds more than tensors, and opening it would run code ({_first_line(error)}). Take the weights "
-            "of this model as safetensors, or save its state_dict() alone where the file is trusted."
-        ) from error
+            f"{file} holds more than tensors{_named_code(error)}, and opening it could run code. Take the weights of "
+            "this model as safetensors, or have whoever made it save its state_dict() alone."
+        ) from None  # torch would advise to open it all the same
     except (RuntimeError, EOFError, ValueError) as error:
         if "TorchScript" in str(error):
             raise PublishedWeightsError(
@@ -146,5 +147,6 @@ def _metadata(file: Path) -> dict[str, str] | None:
     return metadata
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _named_code(error: Exception) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" ({found[1]})" if found else ""

@@ -33,10 +33,9 @@ from xmodal_kedro.models.backbone import (
     WEIGHTS,
     ArchitectureError,
     Backbone,
-    MissingWeightsError,
     Tokens,
     Tower,
-    find_weights,
+    lacking,
     register,
     seeded,
 )
@@ -195,16 +194,18 @@ class ResNetRoberta(Backbone):
         return cls(model, sizes.image, tokenizer, sizes.image_size, sizes.mean, sizes.std)
 
     @classmethod
-    def from_pretrained(cls, weights: str | Path) -> Self:
-        """Load a model that was saved whole, or published weights of its towers."""
-        directory = Path(weights).expanduser()
-        try:
-            if not directory.is_dir() or (directory / CONFIG).is_file():
-                return super().from_pretrained(weights)
-            find_weights(str(directory / "text"), TEXT_FILES)
-            return cls.from_library(directory, weights=True)
-        except MissingWeightsError as error:
-            raise MissingWeightsError(f"{error}. {PUBLISHED}") from error
+    def wanted(cls) -> str:
+        """What a model that was saved whole has, or published weights of its towers."""
+        return f"{super().wanted()}. {PUBLISHED}"
+
+    @classmethod
+    def missing_files(cls, directory: Path) -> str | None:
+        """What a model lacks that was saved whole, or published weights of its towers."""
+        if (directory / CONFIG).is_file():
+            missing = super().missing_files(directory)
+        else:
+            missing = _missing_tensors(directory / "image") or lacking(directory / "text", TEXT_FILES)
+        return missing and f"{missing}. {PUBLISHED}"
 
     @classmethod
     def from_library(cls, directory: Path, *, weights: bool) -> Self:
@@ -282,7 +283,7 @@ def _tokenizer(vocabulary: str | None, texts: Sequence[str], limit: int) -> Robe
 
 def _published(directory: Path, temperature: float) -> tuple[ResNetRobertaModel, ImageTower]:
     """Both towers with the weights of their libraries."""
-    file = _tensor_file(directory / "image")
+    (file,) = _tensor_files(directory / "image")
     tensors = read_published(file) if file.suffix == ".safetensors" else load_published(file, _without_classifier)
     kept = {name: tensor for name, tensor in tensors.items() if _without_classifier(name)}
     with seeded(0):
@@ -301,16 +302,17 @@ def _published(directory: Path, temperature: float) -> tuple[ResNetRobertaModel,
     return model, sizes
 
 
-def _tensor_file(folder: Path) -> Path:
+def _tensor_files(folder: Path) -> list[Path]:
     files = {path.name: path for path in sorted(folder.glob("*")) if path.suffix in TENSOR_FILES}
     for name in list(files):
         files.pop(f"{name}.safetensors", None)  # what the file was converted to
-    if len(files) != 1:
-        found = ", ".join(files) or "none"
-        raise MissingWeightsError(
-            f"backbone.weights: {folder.absolute()} must hold one file of weights, it has {found}"
-        )
-    return files.popitem()[1]
+    return list(files.values())
+
+
+def _missing_tensors(folder: Path) -> str | None:
+    files = _tensor_files(folder)
+    found = ", ".join(file.name for file in files) or "none"
+    return None if len(files) == 1 else f"{folder.absolute()} must hold one file of weights, it has {found}"
 
 
 def _without_classifier(name: str) -> str | None:

@@ -230,11 +230,8 @@ def _check(backbone: Backbone, config: TrainConfig, name: str) -> None:
             f"{name}: train.batch_size {config.batch_size} is shared by {processes()} processes: raise it, or lower "
             "runtime.processes"
         )
-    if config.micro_batch is not None and not backbone.dual:
-        raise ValueError(
-            f"{name}: train.micro_batch is for backbones whose loss needs nothing but features, and '{backbone.name}' "
-            "also matches images with texts: set it to null; backbone.grad_checkpointing saves memory too"
-        )
+    if reason := backbone.refusal(config):
+        raise ValueError(f"{name}: {reason}")
     if (config.micro_batch is not None or processes() > 1) and uses_batch_statistics(backbone) and rank() == 0:
         parts = "micro-batch" if config.micro_batch is not None else "share of a process"
         log.warning("%s: BatchNorm normalises each %s on its own, not the whole batch", name, parts)

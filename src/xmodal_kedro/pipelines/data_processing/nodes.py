@@ -122,7 +122,8 @@ def complete_attributes(
 
     vocabulary = train_vocabulary(pairs, prompts)
     rows = incomplete_rows(pairs, images.ids, prompts, vocabulary, completion)
-    backbone, seed, precision = untuned(member.backbone), member.train.seed, member.embed.precision
+    backbone = untuned(member.backbone).at(project_path())
+    seed, precision = member.train.seed, member.embed.precision
     key = partial(completion_key, rows, vocabulary, completion, backbone, seed, precision, images.fingerprint)
 
     def make() -> DataFrame:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from xmodal_kedro.config.data import PromptsConfig, RelevanceConfig
 from xmodal_kedro.config.ensemble import EvaluationConfig, RuntimeConfig
 from xmodal_kedro.config.member import MemberConfig
+from xmodal_kedro.config_loader import project_path
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ class TrainJob:
     relevance: RelevanceConfig
     runtime: RuntimeConfig
     checkpoint: Path  # empty directory for it
+    project: Path  # where relative paths start
 
 
 def make_train_captions(
@@ -74,7 +76,7 @@ def train_member(
 
     directory = staging(member.name)
     own = captions if train_captions is None else train_captions
-    job = TrainJob(member, captions, own, images.directory, evaluation, relevance, runtime, directory)
+    job = TrainJob(member, captions, own, images.directory, evaluation, relevance, runtime, directory, project_path())
     return directory, launch(train_and_write, job, runtime)
 
 
@@ -97,7 +99,7 @@ def train_and_write(job: TrainJob) -> DataFrame:
     member, images, device = job.member, ImageStore.open(job.images), pick_device(job.runtime)
     examples = train_examples(job.train_captions, images, job.relevance, member.train.loss)
     examples = cleaned(examples, member.train.clean_text)
-    backbone = build(member.backbone, member.train.seed, texts=examples["text"].unique().tolist())
+    backbone = build(member.backbone.at(job.project), member.train.seed, texts=examples["text"].unique().tolist())
     if rank() == 0:
         log.info("%s: %d pairs on %s", member.name, len(examples), device)
     with _reports(member) as report:

@@ -1,0 +1,38 @@
+"""What of a member contradicts itself is refused with its recipe, and relative weights belong to the project."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from xmodal_kedro.config.member import BackboneConfig, LoraConfig, LossConfig, MomentumConfig
+
+
+def test_lora_and_unlocked_groups_exclude_each_other() -> None:
+    with pytest.raises(ValidationError, match="lora freezes all but its adapters, and unlocked_groups unlocks layers"):
+        BackboneConfig(name="open_clip", lora=LoraConfig(), unlocked_groups={"image": 1})
+    assert BackboneConfig(name="open_clip", lora=LoraConfig()).unlocked_groups == {}
+
+
+@pytest.mark.parametrize("change", [{"label_smoothing": 0.1}, {"truncation": 0.05}, {"directions": "sum"}])
+def test_momentum_goes_alone(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="momentum goes with none of label_smoothing"):
+        LossConfig(momentum=MomentumConfig(), **change)
+    assert LossConfig(**change).momentum is None
+    assert LossConfig(momentum=MomentumConfig()).momentum is not None
+
+
+def test_relative_weights_start_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "clip").mkdir(parents=True)
+    (tmp_path / "models" / "clip.bin").touch()
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path / "docs")
+    for there in ("models/clip", "models/clip.bin", "models/misspelt", "./nowhere", "/elsewhere/clip"):
+        backbone = BackboneConfig(name="open_clip", weights=there, context=8)
+        assert backbone.at(tmp_path) == backbone.model_copy(
+            update={"weights": str(tmp_path / there.removeprefix("./"))}
+        )
+    for elsewhere in (None, "owner/clip", "hf-hub:owner/clip", "ViT-B-32:openai"):
+        backbone = BackboneConfig(name="open_clip", weights=elsewhere)
+        assert backbone.at(tmp_path) == backbone
