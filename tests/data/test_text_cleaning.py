@@ -53,10 +53,10 @@ def test_equals_the_published_regular_expressions(text: str, max_words: int) -> 
     assert clean_text(text, CleanTextConfig(max_words=max_words)) == regular_expressions(text, max_words)
 
 
-def test_only_the_texts_of_examples_change() -> None:
-    examples = pd.DataFrame({"text": ["A.", "b", "A."], "image_row": [2, 0, 1], "key": [5, 6, 5]}, index=[3, 1, 2])
-    expected = examples.assign(text=["a", "b", "a"])
-    pd.testing.assert_frame_equal(cleaned(examples, BLIP), expected)
-    assert list(examples["text"]) == ["A.", "b", "A."]
-    assert cleaned(examples, None) is examples
-    assert cleaned(examples[:0], BLIP).empty
+def test_only_the_texts_of_captions_change() -> None:
+    captions = pd.DataFrame({"text": ["A.", None, "A."], "pair_text": ["A.", None, "A."]}, index=[3, 1, 2], dtype="str")
+    expected = captions.assign(text=pd.Series(["a", None, "a"], index=captions.index, dtype="str"))
+    pd.testing.assert_frame_equal(cleaned(captions, BLIP), expected)
+    assert list(captions["text"].dropna()) == ["A.", "A."]
+    assert cleaned(captions, None) is captions
+    assert cleaned(captions[:0], BLIP).empty

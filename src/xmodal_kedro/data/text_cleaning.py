@@ -22,9 +22,9 @@ def clean_text(text: str, config: CleanTextConfig) -> str:
     return " ".join(words[: config.max_words])
 
 
-def cleaned(examples: pd.DataFrame, config: CleanTextConfig | None) -> pd.DataFrame:
-    """The examples of a training with their column `text` cleaned; as they are without a config."""
+def cleaned(captions: pd.DataFrame, config: CleanTextConfig | None) -> pd.DataFrame:
+    """The captions of a training with their column `text` cleaned, missing ones kept; as they are without a config."""
     if config is None:
-        return examples
-    clean = {text: clean_text(text, config) for text in examples["text"].unique()}
-    return examples.assign(text=examples["text"].map(clean))
+        return captions
+    clean = {text: clean_text(text, config) for text in captions["text"].dropna().unique()}
+    return captions.assign(text=captions["text"].map(clean))

@@ -97,8 +97,8 @@ def train_and_write(job: TrainJob) -> DataFrame:
     from xmodal_kedro.training.loop import train
 
     member, images, device = job.member, ImageStore.open(job.images), pick_device(job.runtime)
-    examples = train_examples(job.train_captions, images, job.relevance, member.train.loss)
-    examples = cleaned(examples, member.train.clean_text)
+    captions = cleaned(job.train_captions, member.train.clean_text)  # first: texts that become equal share their key
+    examples = train_examples(captions, images, job.relevance, member.train.loss)
     backbone = build(member.backbone.at(job.project), member.train.seed, texts=examples["text"].unique().tolist())
     if rank() == 0:
         log.info("%s: %d pairs on %s", member.name, len(examples), device)
