@@ -8,11 +8,14 @@ import pytest
 from PIL import Image
 
 from xmodal_kedro.config.data import DataConfig
+from xmodal_kedro.config.ensemble import EnsembleConfig
 from xmodal_kedro.data.readers import read_pairs
+from xmodal_kedro.pipelines.ensemble.nodes import write_submission
 from xmodal_kedro.reporting.submission import (
     TemplateError,
     fill_template,
     matching_csv,
+    query_cells,
     shown_columns,
     track2_submission,
 )
@@ -135,6 +138,56 @@ def test_a_sample_file_that_does_not_fit_is_refused(tmp_path: Path, sample: str,
         filled(tmp_path, sample)
 
 
+CELLS = pd.DataFrame({"idx": ["7", "8", "9"], "day": ["mon", "mon", "tue"]})
+
+
+def filled_by_cells(folder: Path, sample: str, cells: pd.DataFrame = CELLS) -> list[str]:
+    (folder / "sample.csv").write_text(sample)
+    table = fill_template(folder / "sample.csv", ANSWERS, QUERIES, {"text": "text"}, "key", lambda: cells)
+    return table["image_name"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        ("idx,image_name\n9,?\n7,?\n 8,?\n", ["z.jpg", "x.jpg", ""]),
+        ("idx,day,image_name\n9,tue,?\n7,mon,?\n8,mon,?\n", ["z.jpg", "x.jpg", ""]),
+        ("day,image_name\nmon,?\nmon,?\ntue,?\n", ["x.jpg", "", "z.jpg"]),
+        ("note,image_name\n9,?\n7,?\n8,?\n", ["x.jpg", "", "z.jpg"]),
+        ('idx,text,image_name\n9,红色,?\n8,"a, b",?\n7,一辆白车,?\n', ["z.jpg", "", "x.jpg"]),
+    ],
+)
+def test_rows_are_told_by_a_column_that_the_recipe_does_not_name(
+    tmp_path: Path, sample: str, expected: list[str]
+) -> None:
+    assert filled_by_cells(tmp_path, sample) == expected
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ("idx,image_name\n9,?\n7,?\n6,?\n", r"sample\.csv, row 2: idx is '9', .*file of the queries it is '7'"),
+        ("day,image_name\nmon,?\ntue,?\nmon,?\n", r"sample\.csv, row 3: day is 'tue', .* it is 'mon'"),
+        ("idx,day,image_name\n9,mon,?\n7,mon,?\n8,mon,?\n", r"row 2: day is 'mon', .* it is 'tue'"),
+        ("idx,text,image_name\n9,一辆白车,?\n7,红色,?\n8,x,?\n", r"row 2: text is '一辆白车', but the query is '红色'"),
+    ],
+)
+def test_rows_that_cannot_be_told_apart_are_refused(tmp_path: Path, sample: str, message: str) -> None:
+    with pytest.raises(TemplateError, match=rf"^key: .*{message}"):
+        filled_by_cells(tmp_path, sample)
+
+
+def test_a_column_that_some_queries_lack_is_not_compared(tmp_path: Path) -> None:
+    cells = CELLS.assign(idx=["7", None, "9"])
+    assert filled_by_cells(tmp_path, "idx,image_name\n9,?\n7,?\n8,?\n", cells) == ["x.jpg", "", "z.jpg"]
+
+
+def test_an_undecodable_sample_file_is_named_with_the_encodings(tmp_path: Path) -> None:
+    (tmp_path / "sample.csv").write_bytes("image_name\n一辆白车\n".encode() + b"\xff\n")
+    with pytest.raises(TemplateError, match=r"sample\.csv cannot be read \(it holds bytes .* UTF-8, UTF-16 .* GB18030"):
+        fill_template(tmp_path / "sample.csv", ANSWERS, QUERIES, SHOWN, "key")
+
+
 def test_a_sample_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(TemplateError, match=r"nothing\.csv cannot be read"):
         fill_template(tmp_path / "nothing.csv", ANSWERS, QUERIES, SHOWN, "key")
@@ -190,3 +243,46 @@ def test_the_layout_of_iflytek_is_read_and_answered(tmp_path: Path) -> None:
     table = fill_template(tmp_path / "sample_submit.csv", answers, texts, shown_columns(data, "test"), "key")
     table.to_csv(tmp_path / "result.csv", index=False)
     assert (tmp_path / "result.csv").read_text() == "idx,image_name\n12,3.jpg\n7,4.jpg\n9,5.jpg\n"
+
+
+def without_ids(data: DataConfig) -> DataConfig:
+    """The same sources, but the recipe does not name the column of ids, as that of iflytek."""
+    sources = [s.model_copy(update={"columns": s.columns.model_copy(update={"text_id": None})}) for s in data.sources]
+    return data.model_copy(update={"sources": sources})
+
+
+def test_all_columns_of_the_queries_are_read_in_their_order(tmp_path: Path) -> None:
+    data = without_ids(iflytek(tmp_path))
+    texts = read_pairs(data, tmp_path).pairs.dropna(subset=["text_id"]).query("split == 'test'")
+    cells = query_cells(data, "test", texts.iloc[::-1], tmp_path)
+    assert cells["idx"].tolist() == ["9", "7", "12"]
+    assert cells["text"].tolist() == ["第一", "第二", "第一"]
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        ("idx,image_name\n9,?\n12,?\n7,?\n", "idx,image_name\n9,\n12,3.jpg\n7,4.jpg\n"),
+        ("image_name\n?\n?\n?\n", 'image_name\n3.jpg\n4.jpg\n""\n'),
+    ],
+)
+def test_a_sample_file_is_filled_by_ids_that_the_recipe_does_not_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, sample: str, expected: str
+) -> None:
+    data = without_ids(iflytek(tmp_path))
+    (tmp_path / "sample_submit.csv").write_text(sample)
+    pairs = read_pairs(data, tmp_path).pairs
+    queries = pairs.query("split == 'test'")["text_id"].dropna().tolist()
+    ranking = pd.DataFrame(
+        {"split": "test", "direction": "t2i", "query_id": queries, "rank": 1, "gallery_id": "3.jpg", "score": 1.0}
+    )
+    matching = pd.DataFrame(
+        {"split": "test", "group": "all", "text_id": queries[:2], "image_id": ["3.jpg", "4.jpg"], "score": 1.0}
+    )
+    ensemble = EnsembleConfig.model_validate({"submission": {"split": "test", "template": "sample_submit.csv"}})
+    _, table = write_submission(pairs, ranking, matching, ensemble, data)
+    table.to_csv(tmp_path / "result.csv", index=False)
+    assert (tmp_path / "result.csv").read_text() == expected
+    assert [record.getMessage() for record in caplog.records] == [
+        "1 of the 3 texts of test are matched to no image: their cells are empty"
+    ]

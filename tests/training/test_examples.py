@@ -17,12 +17,12 @@ from xmodal_kedro.config.member import MemberConfig
 from xmodal_kedro.pipelines.train import nodes
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     """Carries what training would have begun with."""
 
 
 def _stop(backbone: Any, pixels: Any, examples: pd.DataFrame, *rest: Any) -> None:
-    raise _Stop(examples)
+    raise _StopError(examples)
 
 
 def _rows(ids: Sequence[str]) -> np.ndarray:
@@ -51,7 +51,7 @@ def test_keys_are_made_of_the_cleaned_texts(clean: bool, monkeypatch: pytest.Mon
     job = nodes.TrainJob(
         member, captions, captions, tmp_path, EvaluationConfig(), RelevanceConfig(), RuntimeConfig(), tmp_path, tmp_path
     )
-    with pytest.raises(_Stop) as stopped:
+    with pytest.raises(_StopError) as stopped:
         nodes.train_and_write(job)
     (examples,) = stopped.value.args
     assert examples["text"].tolist() == (["a dog", "a dog", "a cat"] if clean else ["A dog.", "a dog", "a cat"])

@@ -5,7 +5,7 @@ The CSV is one column, or the sample file of a contest with that column filled i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import StringIO
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,7 +14,10 @@ import numpy as np
 import pandas as pd
 
 from xmodal_kedro.config.data import DataConfig, Split
-from xmodal_kedro.data.text_files import read_text
+from xmodal_kedro.data.paths import ImageTree
+from xmodal_kedro.data.readers.rows import Reading
+from xmodal_kedro.data.readers.table import table_cells
+from xmodal_kedro.data.text_files import is_undecodable, read_text
 
 
 def track2_submission(texts: pd.DataFrame, ranked: pd.DataFrame, top_k: int = 10) -> dict[str, Any]:
@@ -75,11 +78,17 @@ class TemplateError(ValueError):
 
 
 def fill_template(
-    file: Path, answers: pd.DataFrame, texts: pd.DataFrame, shown: Mapping[str, str], key: str
+    file: Path,
+    answers: pd.DataFrame,
+    texts: pd.DataFrame,
+    shown: Mapping[str, str],
+    key: str,
+    cells: Callable[[], pd.DataFrame] = pd.DataFrame,
 ) -> pd.DataFrame:
     """Put the answers into the sample file of a contest: its other columns and the order of its rows are kept.
 
-    Rows are found by the id of their query where the sample file has such a column, else they are the queries in order.
+    Rows are found by the id of their query where the sample file has such a column. Else they are the queries in order
+    if every other column that the two files share says so, or are found by one of these that is as good as an id.
 
     Args:
         file: The sample file, a CSV.
@@ -88,6 +97,8 @@ def fill_template(
         shown: Columns that the sample file may have in common with the file of the queries, to `text_id` or `text`;
             what stands there must be the same.
         key: How errors name the setting.
+        cells: Gives what else stands in the file of the queries, a row per query; see `query_cells`. Asked where the
+            sample file has no ids.
 
     Returns:
         The table to write, cells as they stood in the sample file.
@@ -98,7 +109,10 @@ def fill_template(
     """
     where = f"{key}: {file}"
     try:
-        table = pd.read_csv(StringIO(read_text(file)), dtype="str", keep_default_na=False)
+        text = read_text(file)
+        if is_undecodable(text):
+            raise ValueError("it holds bytes that are no text: save it as UTF-8, UTF-16 with its mark, or GB18030")
+        table = pd.read_csv(StringIO(text), dtype="str", keep_default_na=False)
     except (OSError, ValueError) as error:  # of pandas too, whose errors are ValueErrors
         raise TemplateError(f"{where} cannot be read ({error}).") from error
     (name_column,) = answers.columns
@@ -109,6 +123,10 @@ def fill_template(
         )
     common = {role: column for column, role in shown.items() if column in table and column != name_column}
     places = _places(table, texts, common.get("text_id"), where)
+    if "text_id" not in common:
+        asked = cells().dropna(axis=1)
+        others = [column for column in asked if column in table and column not in shown and column != name_column]
+        places = _places_by_cells(table[others], asked[others], places, where) if others else places
     if "text" in common:
         column = common["text"]
         for row, (text, place) in enumerate(zip(table[column], places, strict=True)):
@@ -130,6 +148,50 @@ def shown_columns(data: DataConfig, split: Split) -> dict[str, str]:
             if columns.text_id is not None:
                 shown[columns.text_id] = "text_id"
     return shown
+
+
+def query_cells(data: DataConfig, split: Split, texts: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Every column of the tables (CSV, TSV) that queries come from, whether or not the recipe names it.
+
+    Args:
+        data: The sources.
+        split: That of the queries.
+        texts: `source, row` of the queries.
+        root: `data.root` as a whole path.
+
+    Returns:
+        A row per query in the order of `texts`, missing where its file lacks the column; no columns where no query
+        comes from a table.
+    """
+    tables = [pd.DataFrame(index=pd.MultiIndex.from_arrays([[], []]), dtype="str")]
+    for number, source in enumerate(data.sources):
+        if source.split == split and source.format == "table" and source.file in set(texts["source"]):
+            cells = table_cells(Reading(ImageTree(root), source, f"data.sources[{number}]"))
+            tables.append(cells.set_index(pd.MultiIndex.from_product([[source.file], cells.index])))
+    found = pd.concat(tables)
+    return found[~found.index.duplicated()].reindex(pd.MultiIndex.from_frame(texts[["source", "row"]]))
+
+
+def _places_by_cells(table: pd.DataFrame, cells: pd.DataFrame, places: np.ndarray, where: str) -> np.ndarray:
+    """Position of the query of each row [N], by columns that both files have; `places` if these say nothing else."""
+    theirs, ours = (part.apply(lambda column: column.str.strip()) for part in (table, cells))
+    if (theirs.to_numpy() == ours.to_numpy()[places]).all():
+        return places
+    for column in theirs:
+        index = pd.Index(ours[column])
+        if index.is_unique and theirs[column].is_unique and set(index) == set(theirs[column]):
+            places = index.get_indexer(pd.Index(theirs[column]))
+            break
+    differs = theirs.to_numpy() != ours.to_numpy()[places]
+    if differs.any():
+        row, place = np.argwhere(differs)[0]
+        column = theirs.columns[place]
+        raise TemplateError(
+            f"{where}, row {row + 2}: {column} is '{table[column].iloc[row]}', but in the file of the queries it is "
+            f"'{cells[column].iloc[places[row]]}', and by no column can the rows be told apart. Bring both files into "
+            f"one order, or rename the column in the sample file if it means something else."
+        )
+    return places
 
 
 def _places(table: pd.DataFrame, texts: pd.DataFrame, column: str | None, where: str) -> np.ndarray:

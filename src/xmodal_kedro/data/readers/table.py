@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Sequence
 
+import pandas as pd
+
 from xmodal_kedro.data.readers.registry import reads
 from xmodal_kedro.data.readers.rows import RawRows, Reading, SourceError, cell_columns, configured, text_columns
 from xmodal_kedro.data.text_files import split_lines
@@ -27,14 +29,7 @@ def read_table(reading: Reading) -> RawRows:
     """
     source, columns = reading.source, reading.source.columns
     file = str(source.file)
-    lines = [line + "\n" for line in split_lines(reading.text())]
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if not lines:
-        raise SourceError(f"{reading.key}.file: {file} is empty: it needs a header line.")
-    wanted = [name for _, name in configured(columns)]
-    separator = _separator(reading, lines, wanted)
-    header = [name.strip() for name in next(csv.reader(lines, delimiter=separator))]
+    lines, separator, header = _opened(reading)
     reading.check_columns(file, header)
     texts = [header.index(name) for name in text_columns(columns)]
     places = {role: header.index(name) for role, name in cell_columns(columns).items()}
@@ -50,6 +45,34 @@ def read_table(reading: Reading) -> RawRows:
             by_role = {role: cells[place] for role, place in places.items()}
             rows.add(line, by_role, [cells[place] for place in texts])
     return rows
+
+
+def table_cells(reading: Reading) -> pd.DataFrame:
+    """The cells of a CSV or TSV file as they stand, columns that the recipe does not name too.
+
+    Returns:
+        A column per name in the header (of equal names the first), indexed by the row's number as in `read_table`;
+        records that are broken are left out.
+
+    Raises:
+        SourceError: As for `read_table`.
+    """
+    lines, separator, header = _opened(reading)
+    records = [(line, cells) for line, cells in _records(lines, separator, len(header)) if cells is not None]
+    whole = [(line, cells[: len(header)]) for line, cells in records if len(cells) >= len(header)]
+    table = pd.DataFrame([cells for _, cells in whole], [line for line, _ in whole], header, dtype="str")
+    return table.loc[:, ~table.columns.duplicated()]
+
+
+def _opened(reading: Reading) -> tuple[list[str], str, list[str]]:
+    """Lines of the file with their ends, its separator, and the names in its header."""
+    lines = [line + "\n" for line in split_lines(reading.text())]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise SourceError(f"{reading.key}.file: {reading.source.file} is empty: it needs a header line.")
+    separator = _separator(reading, lines, [name for _, name in configured(reading.source.columns)])
+    return lines, separator, [name.strip() for name in next(csv.reader(lines, delimiter=separator))]
 
 
 def _separator(reading: Reading, lines: Sequence[str], wanted: Sequence[str]) -> str:

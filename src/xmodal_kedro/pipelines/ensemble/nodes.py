@@ -136,7 +136,15 @@ def write_submission(
     pairs: DataFrame, ranking: DataFrame, matching: DataFrame, ensemble: EnsembleConfig, data: DataConfig
 ) -> tuple[dict[str, Any], DataFrame]:
     """The ranked JSON and the one-to-one CSV of the split that the recipe submits, with its texts as they came."""
-    from xmodal_kedro.reporting.submission import fill_template, matching_csv, shown_columns, track2_submission
+    from functools import partial
+
+    from xmodal_kedro.reporting.submission import (
+        fill_template,
+        matching_csv,
+        query_cells,
+        shown_columns,
+        track2_submission,
+    )
 
     options = ensemble.submission
     with_texts = set(pairs.loc[pairs["text_id"].notna(), "split"])
@@ -148,9 +156,13 @@ def write_submission(
     ranked = ranking[(ranking["split"] == split) & (ranking["direction"] == "t2i")]
     matched = matching[matching["split"] == split]
     answers = matching_csv(texts, matched, options.name_column)
+    if empty := int((answers[options.name_column] == "").sum()):
+        log.warning("%d of the %d texts of %s are matched to no image: their cells are empty", empty, len(texts), split)
     if options.template is not None:
-        file = project_path() / data.root / options.template
-        answers = fill_template(file, answers, texts, shown_columns(data, split), "ensemble.submission.template")
+        root = project_path() / data.root
+        shown, cells = shown_columns(data, split), partial(query_cells, data, split, texts, root)
+        key = "ensemble.submission.template"
+        answers = fill_template(root / options.template, answers, texts, shown, key, cells)
     return track2_submission(texts, ranked, options.top_k), answers
 
 
