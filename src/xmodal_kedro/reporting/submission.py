@@ -111,7 +111,7 @@ def fill_template(
     try:
         text = read_text(file)
         if is_undecodable(text):
-            raise ValueError("it holds bytes that are no text: save it as UTF-8, UTF-16 with its mark, or GB18030")
+            raise ValueError("it holds bytes that are no text: save it as UTF-8, UTF-16 with a BOM, or GB18030")
         table = pd.read_csv(StringIO(text), dtype="str", keep_default_na=False)
     except (OSError, ValueError) as error:  # of pandas too, whose errors are ValueErrors
         raise TemplateError(f"{where} cannot be read ({error}).") from error

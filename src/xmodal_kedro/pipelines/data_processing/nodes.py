@@ -5,7 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from xmodal_kedro.config.data import CompletionConfig, DataConfig, ImagesConfig, PromptsConfig, SyntheticConfig
+from xmodal_kedro.config.data import (
+    CompletionConfig,
+    DataConfig,
+    ImagesConfig,
+    PromptsConfig,
+    RelevanceConfig,
+    SyntheticConfig,
+)
 from xmodal_kedro.config.ensemble import RuntimeConfig
 from xmodal_kedro.config.member import MemberConfig
 from xmodal_kedro.config_loader import project_path
@@ -153,9 +160,20 @@ def complete_attributes(
     return completed
 
 
-def make_captions(pairs: DataFrame, prompts: PromptsConfig, completed: DataFrame | None = None) -> DataFrame:
+def make_captions(
+    pairs: DataFrame, prompts: PromptsConfig, relevance: RelevanceConfig, completed: DataFrame | None = None
+) -> DataFrame:
     """Prompt augmentation: train rows by the templates of their group, the rest in the form of queries."""
+    from xmodal_kedro.data.groups import misspelt_groups
     from xmodal_kedro.data.prompts import augment, train_vocabulary
+
+    named = {
+        "prompts.groups": prompts.groups,
+        "prompts.vehicle_group": [prompts.vehicle_group],
+        "relevance.groups": relevance.groups,
+    }
+    for problem in misspelt_groups(named, pairs["group"].unique()):
+        log.warning("%s", problem)
 
     captions = augment(pairs, prompts, train_vocabulary(pairs, prompts), completed)
     log.info("%d captions from %d pairs", len(captions), len(pairs))

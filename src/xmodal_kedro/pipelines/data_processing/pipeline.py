@@ -44,7 +44,12 @@ def create_pipeline(*, synthetic: bool, completing: str | None = None) -> Pipeli
                 name="clean_pairs",
             ),
             *(complete if completing else []),
-            Node(nodes.make_captions, ["pairs", "params:prompts", *completed], "captions", name="make_captions"),
+            Node(
+                nodes.make_captions,
+                ["pairs", "params:prompts", "params:relevance", *completed],
+                "captions",
+                name="make_captions",
+            ),
         ],
         tags="data_processing",
     )

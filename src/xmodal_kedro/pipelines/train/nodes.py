@@ -50,8 +50,11 @@ def make_train_captions(
     completed: DataFrame | None = None,
 ) -> DataFrame:
     """The captions of a member with prompts of its own."""
+    from xmodal_kedro.data.groups import misspelt_groups
     from xmodal_kedro.data.prompts import member_captions, train_vocabulary
 
+    for problem in misspelt_groups({f"{member.name}.prompts": member.prompts or {}}, pairs["group"].unique()):
+        log.warning("%s", problem)
     vocabulary = train_vocabulary(pairs, prompts)
     own = member_captions(pairs, captions, prompts, member.prompts or {}, vocabulary, completed)
     log.info("%s: %d train captions of its own", member.name, (own["split"] == "train").sum())
