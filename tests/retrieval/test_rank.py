@@ -10,7 +10,7 @@ from scipy import sparse
 from tests.reference import ranks as reference
 from xmodal_kedro.retrieval import rank as rank_module
 from xmodal_kedro.retrieval.counts import count_by_passes, count_by_search
-from xmodal_kedro.retrieval.normalise import normalised
+from xmodal_kedro.retrieval.normalise import Setting, normalised
 from xmodal_kedro.retrieval.rank import _best, rank, rank_both, ranking_table
 from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, Tile, Transposed, WeightedScores
 
@@ -114,7 +114,7 @@ def test_tile_size_cannot_change_a_rank_of_a_mixture(name):
     rng = np.random.default_rng(2)
     members = [EmbeddingScores(*near_ties(rng, 30, 90, d)) for d in (24, 33)]
     members.append(EmbeddingScores(*(x / 4 for x in (rng.standard_normal((30, 16)), rng.standard_normal((90, 16))))))
-    mixed = WeightedScores([normalised(member, name, 0.05) for member in members], [0.2, 0.5, 0.3])
+    mixed = WeightedScores([normalised(member, name, Setting(0.05)) for member in members], [0.2, 0.5, 0.3])
     relevance = sparse.csr_array(rng.random((30, 90)) < 0.1)
     one, other = (rank_both(mixed, relevance, 6, tile=tile) for tile in [(512, 2048), (3, 13)])
     for first, second in zip(one, other, strict=True):
@@ -223,7 +223,7 @@ def test_best_of_a_tile(width):
 def test_memory_does_not_grow_with_n_times_m(monkeypatch):
     seen = []
     scores = EmbeddingScores(torch.randn(600, 4), torch.randn(900, 4))
-    monkeypatch.setattr(scores, "tile", lambda q, g, tile=scores.tile: seen.append((q, g)) or tile(q, g))
+    monkeypatch.setattr(scores, "tile", lambda q, g, tile=scores.tile, **how: seen.append((q, g)) or tile(q, g, **how))
     monkeypatch.setattr(rank_module, "_tile_shape", lambda device: (100, 200))
     rank_both(scores, sparse.eye_array(600, 900, format="csr"), 5)
     assert len(seen) == 6 * 5  # each score once for both directions

@@ -6,7 +6,21 @@ from pydantic import Field
 
 from xmodal_kedro.config.frozen import Frozen
 
-Normalisation = Literal["none", "row_l2", "zscore", "minmax", "softmax"]
+Normalisation = Literal[
+    "none",
+    "row_l2",
+    "zscore",
+    "minmax",
+    "rank",
+    "softmax",
+    "csls_bank",
+    "csls_transductive",
+    "dual_softmax_transductive",
+    "inverted_softmax_bank",
+    "inverted_softmax_transductive",
+    "qb_norm",
+    "sinkhorn_transductive",
+]
 
 
 class EvaluationConfig(Frozen):
@@ -18,34 +32,52 @@ class EvaluationConfig(Frozen):
 
 
 class FusionConfig(Frozen):
-    """How the members' scores become one."""
+    """How the members' scores become one.
 
+    Normalisations that end in `_transductive` let a query's result depend on the other queries of its split, which a
+    served query does not have; those that end in `_bank`, and `qb_norm`, ask captions (or photos) of train instead.
+    """
+
+    method: Literal["weighted", "reciprocal_rank", "learned"] = Field(
+        "weighted", description="sum of normalised scores; of reciprocal ranks; logistic regression, learned on dev"
+    )
     normalisation: Normalisation = "row_l2"
     normalisations: dict[str, Normalisation] = Field({}, description="per member, where it differs")
-    temperature: float = Field(0.01, gt=0.0, description="of the softmax")
+    temperature: float = Field(0.01, gt=0.0, description="of every normalisation with an exponential")
+    neighbours: int = Field(10, ge=1, description="of CSLS")
+    iterations: int = Field(10, ge=1, description="of Sinkhorn")
+    bank_size: int = Field(1000, ge=1, description="texts and images of train that stand for queries, per group")
     weights: dict[str, float] | Literal["search", "equal"] = "search"
     metric: str = Field("map_at_10", description="what the search on dev maximises")
     direction: Literal["t2i", "i2t"] = "t2i"
-    step: float = Field(0.1, gt=0.0, le=0.5, description="of the search")
+    search: Literal["coordinate", "greedy"] = Field("coordinate", description="how weights are searched")
+    candidates: int = Field(100, ge=1, description="best items of each member that search, ranks and learning look at")
+    step: float = Field(0.1, gt=0.0, le=0.5, description="of the coordinate search")
     top_k: int = Field(10, ge=1, description="length of the rankings that are kept")
 
 
 class RerankConfig(Frozen):
-    """Re-ordering of the first candidates of every text; what follows them keeps its place behind them.
+    """Re-ordering of the first candidates of every query; what follows them keeps its place behind them.
 
     `itm` asks the image-text matching head of a member about each pair (BLIP, arXiv 2201.12086); `adaption` moves the
-    query towards its best images and asks their neighbours (A3R, arXiv 2306.06691).
+    query towards its best images and asks their neighbours (A3R, arXiv 2306.06691); `k_reciprocal` compares reciprocal
+    neighbourhoods (Zhong et al., arXiv 1701.08398); `query_expansion` averages the query with its best items (Radenovic
+    et al., arXiv 1711.02512).
     """
 
-    method: Literal["itm", "adaption"]
+    method: Literal["itm", "adaption", "k_reciprocal", "query_expansion"]
+    directions: list[Literal["t2i", "i2t"]] = Field(["t2i"], min_length=1, description="whose candidates; of itm")
     member: str = Field(description="whose matching head, or whose embeddings, decide")
-    top_k: int = Field(10, ge=2, description="candidates per text")
+    top_k: int = Field(10, ge=2, description="candidates per query")
     top_ks: dict[str, Annotated[int, Field(ge=2)]] = Field({}, description="per group, where it differs")
     formula: Literal["fused_plus_unit_itm", "itm_plus_fused", "itm"] = Field(
         "fused_plus_unit_itm", description="of itm; unit: the logits of a text's candidates divided by their length"
     )
     anchors: int = Field(10, ge=1, description="of adaption: best images that the query moves towards")
-    neighbours: int = Field(10, ge=1, description="of adaption: k of the reciprocal neighbourhoods")
+    neighbours: int = Field(10, ge=1, description="of adaption and k_reciprocal: k of the neighbourhoods")
+    share: float = Field(0.3, ge=0.0, le=1.0, description="of k_reciprocal: weight of the original score")
+    expansion: int = Field(5, ge=1, description="of query_expansion: best items that join the query")
+    alpha: float = Field(3.0, ge=0.0, description="of query_expansion: exponent of their cosines as weights")
     mirrored: bool = Field(True, description="of adaption: similarities are the best over image and mirror image")
     batch_size: int = Field(64, ge=1, description="pairs or images at once")
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -62,11 +94,18 @@ class SubmissionConfig(Frozen):
     )
 
 
+class CalibrationConfig(Frozen):
+    """From scores to probabilities of a match, fitted on dev, and the score below which there is no match."""
+
+    precision: float = Field(0.9, gt=0.0, lt=1.0, description="of first places that the threshold lets through, on dev")
+
+
 class EnsembleConfig(Frozen):
     """Fusion, matching and output."""
 
     fusion: FusionConfig = FusionConfig()
     rerank: RerankConfig | None = None
+    calibration: CalibrationConfig = CalibrationConfig()
     submission: SubmissionConfig = SubmissionConfig()
 
 

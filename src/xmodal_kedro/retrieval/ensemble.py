@@ -14,7 +14,7 @@ from xmodal_kedro.retrieval.embeddings import Embeddings, check_made_by
 from xmodal_kedro.retrieval.fuse import DevPart, search_weights
 from xmodal_kedro.retrieval.judge import SliceScores
 from xmodal_kedro.retrieval.match import MatchTooLargeError, assign
-from xmodal_kedro.retrieval.normalise import normalised
+from xmodal_kedro.retrieval.normalise import Setting, normalised
 from xmodal_kedro.retrieval.rank import rank, ranking_table
 from xmodal_kedro.retrieval.scores import EmbeddingScores, ScoreSource, Transposed, WeightedScores
 from xmodal_kedro.retrieval.slices import Slice
@@ -32,7 +32,9 @@ class Member:
         """Normalised scores of a slice: texts over images for `t2i`, images over texts for `i2t`."""
         source: ScoreSource = EmbeddingScores(self.texts.take(part.text_ids), self.images.take(part.image_ids))
         source = source if direction == "t2i" else Transposed(source)
-        return normalised(source, fusion.normalisations.get(self.name, fusion.normalisation), fusion.temperature)
+        return normalised(
+            source, fusion.normalisations.get(self.name, fusion.normalisation), Setting(fusion.temperature)
+        )
 
 
 def pair_members(embeddings: Sequence[Embeddings], captions: str) -> list[Member]:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference import normalise as reference
-from xmodal_kedro.retrieval import normalise as module
-from xmodal_kedro.retrieval.normalise import NORMALISATIONS, normalisation, normalised, row_statistics
+from xmodal_kedro.retrieval.normalise import NORMALISATIONS, Setting, normalisation, normalised, row_statistics
+from xmodal_kedro.retrieval.normalise import statistics as module
 from xmodal_kedro.retrieval.rank import rank
 from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, WeightedScores
 
@@ -31,7 +31,7 @@ def values(source) -> np.ndarray:
 def test_equals_the_formula(name, seed, n, m, temperature):
     scores = np.random.default_rng(seed).normal(0.3, 0.2, size=(n, m)).astype(np.float32)
     scores[0] = scores[0, 0]  # a constant row
-    found = values(normalised(MatrixScores(scores), name, temperature))
+    found = values(normalised(MatrixScores(scores), name, Setting(temperature)))
     expected = [reference.row(name, row.tolist(), temperature) for row in scores]
     assert np.allclose(found, expected, rtol=1e-6, atol=1e-7)
     assert (np.argsort(found, axis=1, kind="stable") == np.argsort(scores, axis=1, kind="stable")).all()
@@ -41,9 +41,9 @@ def test_equals_the_formula(name, seed, n, m, temperature):
 def test_streams_over_uneven_tiles(name, monkeypatch):
     rng = np.random.default_rng(0)
     source = EmbeddingScores(unit(rng, 23, 12), unit(rng, 41, 12))
-    whole = values(normalised(source, name, 0.05))
+    whole = values(normalised(source, name, Setting(0.05)))
     monkeypatch.setattr(module, "STATISTICS_TILE", (5, 7))
-    assert np.allclose(values(normalised(source, name, 0.05)), whole, rtol=1e-5, atol=1e-6)
+    assert np.allclose(values(normalised(source, name, Setting(0.05))), whole, rtol=1e-5, atol=1e-6)
 
 
 def test_statistics_of_rows_with_a_large_offset():
@@ -63,8 +63,10 @@ def test_a_member_that_collapsed_does_not_disturb_the_mixture(name):
     good = EmbeddingScores(unit(rng, 9, 8), unit(rng, 20, 8))
     same = np.full((20, 300), 0.05773, dtype=np.float32)
     collapsed = EmbeddingScores(same[:9], same)
-    mixed = WeightedScores([normalised(good, name, 0.1), normalised(collapsed, name, 0.1)], [0.5, 0.5])
-    alone = rank(normalised(good, name, 0.1), None, 20)
+    mixed = WeightedScores(
+        [normalised(good, name, Setting(0.1)), normalised(collapsed, name, Setting(0.1))], [0.5, 0.5]
+    )
+    alone = rank(normalised(good, name, Setting(0.1)), None, 20)
     assert np.array_equal(rank(mixed, None, 20).top_rows, alone.top_rows)
 
 
@@ -86,7 +88,7 @@ def test_errors_name_the_key():
     with pytest.raises(ValueError, match="no normalisation 'l2'; there are: none, row_l2"):
         normalised(source, "l2")
     with pytest.raises(ValueError, match="temperature must be above zero"):
-        normalised(source, "softmax", 0.0)
+        normalised(source, "softmax", Setting(0.0))
     with pytest.raises(ValueError, match="gallery is empty"):
         normalised(MatrixScores(np.zeros((2, 0))), "zscore")
     with pytest.raises(ValueError, match="'zscore' is registered twice"):

@@ -16,12 +16,12 @@ from tests.reference import rerank as slow
 from tests.retrieval.matching import SIZE, Matching
 from xmodal_kedro.config.ensemble import RerankConfig
 from xmodal_kedro.models.checkpoint import Checkpoint
-from xmodal_kedro.retrieval import rerank as rerank_module
 from xmodal_kedro.retrieval.embed import embed_images, embed_texts
 from xmodal_kedro.retrieval.embeddings import Embeddings, OtherOriginError
 from xmodal_kedro.retrieval.ensemble import Member, match_slices, rank_slices
 from xmodal_kedro.retrieval.judge import embedding_scores, judge_slices
 from xmodal_kedro.retrieval.rerank import check_reranker, reordered, rerank_slices
+from xmodal_kedro.retrieval.rerank import slices as rerank_module
 from xmodal_kedro.retrieval.scores import MatrixScores
 from xmodal_kedro.retrieval.slices import Slice
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference import matching as reference
-from xmodal_kedro.retrieval import match as module
 from xmodal_kedro.retrieval.match import MatchTooLargeError, assign, best_of_each
+from xmodal_kedro.retrieval.match import assignment as module
 from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores
 
 torch.set_num_threads(1)

@@ -8,7 +8,7 @@ import torch
 
 from tests.models.small import small_backbone
 from tests.retrieval.matching import SIZE, Matching
-from xmodal_kedro.retrieval.itm import combined, match_logits
+from xmodal_kedro.retrieval.rerank.itm import combined, match_logits
 
 TEXTS = ["a red car", "bus", "", "a woman in a long blue coat, seen from behind", "van"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, SIZE, SIZE, 3), dtype=np.uint8)

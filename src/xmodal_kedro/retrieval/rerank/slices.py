@@ -20,13 +20,13 @@ from xmodal_kedro.config.member import MemberConfig
 from xmodal_kedro.data.image_store import ImageStore
 from xmodal_kedro.models import family
 from xmodal_kedro.models.checkpoint import Checkpoint
-from xmodal_kedro.retrieval.adaption import adaption_scores
 from xmodal_kedro.retrieval.embed import embed_images
 from xmodal_kedro.retrieval.embeddings import check_made_by
 from xmodal_kedro.retrieval.ensemble import Member
-from xmodal_kedro.retrieval.itm import combined, match_logits
 from xmodal_kedro.retrieval.judge import SliceScores
 from xmodal_kedro.retrieval.rank import rank, ranking_table
+from xmodal_kedro.retrieval.rerank.adaption import adaption_scores
+from xmodal_kedro.retrieval.rerank.itm import combined, match_logits
 from xmodal_kedro.retrieval.scores import Reordered, ScoreSource, Transposed, second_order
 from xmodal_kedro.retrieval.slices import Slice
 

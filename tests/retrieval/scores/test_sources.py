@@ -6,8 +6,7 @@ import torch
 from scipy.sparse import csr_array
 
 from tests.reference.ranks import exact_scores, relevant_ranks
-from xmodal_kedro.retrieval import scores as scores_module
-from xmodal_kedro.retrieval.normalise import normalised
+from xmodal_kedro.retrieval.normalise import Setting, normalised
 from xmodal_kedro.retrieval.rank import rank
 from xmodal_kedro.retrieval.scores import (
     EmbeddingScores,
@@ -17,6 +16,7 @@ from xmodal_kedro.retrieval.scores import (
     Transposed,
     WeightedScores,
 )
+from xmodal_kedro.retrieval.scores import embedding as scores_module
 
 torch.set_num_threads(1)
 
@@ -35,7 +35,7 @@ def sources() -> dict[str, ScoreSource]:
     one = EmbeddingScores(vectors(0, 9, 33), vectors(1, 14, 33))
     two = EmbeddingScores(vectors(2, 9, 7, 20.0), vectors(3, 14, 7, 3.0))
     ready = MatrixScores(np.random.default_rng(4).standard_normal((9, 14)))
-    named = {f"{name} of {i}": normalised(s, name, 0.03) for i, s in enumerate([one, two]) for name in
+    named = {f"{name} of {i}": normalised(s, name, Setting(0.03)) for i, s in enumerate([one, two]) for name in
              ["none", "row_l2", "zscore", "minmax", "softmax"]}  # fmt: skip
     mixed = WeightedScores([named["softmax of 0"], named["zscore of 1"], ready], [0.5, 0.0, 2.0])
     new = named | {"matrix": ready, "mixed": mixed, "turned": Transposed(mixed), "twice": Transposed(Transposed(one))}

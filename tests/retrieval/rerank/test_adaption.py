@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.reference import adaption as slow
-from xmodal_kedro.retrieval.adaption import adapted_queries, adaption_scores, reciprocal
+from xmodal_kedro.retrieval.rerank.adaption import adapted_queries, adaption_scores, reciprocal
 
 
 def unit(*shape: int, seed: int, around: float = 1.0) -> np.ndarray:

@@ -1,0 +1,21 @@
+"""Where scores come from: embeddings, matrices, mixtures and second stages, all behind one tiled interface."""
+
+from xmodal_kedro.retrieval.scores.embedding import EmbeddingScores
+from xmodal_kedro.retrieval.scores.matrix import MatrixScores
+from xmodal_kedro.retrieval.scores.mixed import WeightedScores
+from xmodal_kedro.retrieval.scores.reordered import Reordered, second_order
+from xmodal_kedro.retrieval.scores.source import FP32_ROUNDING, ScoreSource, Tile, Transposed, flipped, rounding
+
+__all__ = [
+    "FP32_ROUNDING",
+    "EmbeddingScores",
+    "MatrixScores",
+    "Reordered",
+    "ScoreSource",
+    "Tile",
+    "Transposed",
+    "WeightedScores",
+    "flipped",
+    "rounding",
+    "second_order",
+]

@@ -1,0 +1,123 @@
+"""Inner products of embeddings, in tiles with a bound on their rounding, and exactly for chosen pairs."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from xmodal_kedro.retrieval.scores.matrix import as_matrix
+from xmodal_kedro.retrieval.scores.source import FP32_ROUNDING, Tile
+
+MANY = 1 << 16  # exact scores at once; above it, it pays to look for pairs that occur twice
+
+
+class EmbeddingScores:
+    """Inner products of two sets of vectors: cosines, where the vectors have unit length."""
+
+    def __init__(
+        self, queries: Tensor | np.ndarray, gallery: Tensor | np.ndarray, device: torch.device | str = "cpu"
+    ) -> None:
+        """Take the two sides.
+
+        Args:
+            queries: [N, D], turned into fp32; a memory-mapped array is not copied.
+            gallery: [M, D].
+            device: Where the products are computed.
+
+        Raises:
+            ValueError: The sides do not fit together, or a vector is not finite (its row is named).
+        """
+        self.queries = as_matrix(queries, "queries", device)  # [N, D]
+        self.gallery = as_matrix(gallery, "gallery", device)  # [M, D]
+        if self.queries.shape[1] != self.gallery.shape[1]:
+            raise ValueError(
+                f"queries have {self.queries.shape[1]} dimensions, the gallery has {self.gallery.shape[1]}: "
+                "both must come from the same member."
+            )
+        self._reach = _longest(self.queries, "queries") * _longest(self.gallery, "gallery")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, M)."""
+        return len(self.queries), len(self.gallery)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the products are computed."""
+        return self.queries.device
+
+    def tile(self, queries: slice, gallery: slice, *, coarse: bool = False) -> Tile:
+        """One block of the matrix product."""
+        scores = self.queries[queries] @ self.gallery[gallery].T
+        return Tile(scores, torch.full((1, 1), self.noise, device=self.device))
+
+    @property
+    def noise(self) -> float:
+        """The bound that holds for every order of summation: D roundings of products no longer than the vectors.
+
+        Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., eq. (3.5). Where torch is allowed to round the
+        inputs of a product (TF32, bf16), their error is added.
+        """
+        inputs = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}[torch.get_float32_matmul_precision()]
+        return ((self.queries.shape[1] + 6) * FP32_ROUNDING + inputs) * self._reach
+
+    def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        """Exact inner products: each product of two fp32 numbers fits fp64, and the sum is a fixed binary tree."""
+        if len(queries) > MANY:  # only where much is in doubt, most often because vectors repeat: each product once
+            keys, same = (self._distinct[0][queries] * self.shape[1] + self._distinct[1][gallery]).unique(
+                return_inverse=True
+            )
+            return self._products(keys // self.shape[1], keys % self.shape[1])[same]
+        return self._products(queries, gallery)
+
+    def _products(self, queries: Tensor, gallery: Tensor) -> Tensor:
+        at_once = max(1, (1 << 19 if self.device.type == "cpu" else 1 << 25) // max(1, self.queries.shape[1]))
+        found = torch.empty(len(queries), dtype=torch.float64, device=self.device)
+        for start in range(0, len(queries), at_once):
+            part = slice(start, start + at_once)
+            left, right = self.queries[queries[part]].double(), self.gallery[gallery[part]].double()
+            found[part] = _tree_sum(left.mul_(right))
+        return found
+
+    @cached_property
+    def _distinct(self) -> tuple[Tensor, Tensor]:
+        return _first_of_same(self.queries), _first_of_same(self.gallery)
+
+
+def _tree_sum(terms: Tensor) -> Tensor:
+    """Sum [K, D] over D by halving: the order is the same for every K and on every device. Overwrites its input."""
+    while (width := terms.shape[1]) > 1:
+        half = width // 2
+        if width % 2:
+            terms[:, 0] += terms[:, -1]
+        terms = terms[:, :half] + terms[:, half : 2 * half]
+    return terms[:, 0] if terms.shape[1] else terms.new_zeros(len(terms))
+
+
+def _first_of_same(vectors: Tensor) -> Tensor:
+    """For each row [N, D] the first row with the same bits, [N]; found by a hash, then compared."""
+    n, d = vectors.shape
+    factors = torch.randint(-(2**62), 2**62, (d,), generator=torch.Generator().manual_seed(0)).to(vectors.device)
+    keys = torch.cat([(part.view(torch.int32).long() * factors).sum(1) for part in vectors.split(1024)])
+    own = torch.arange(n, device=vectors.device)
+    names, group = keys.unique(return_inverse=True)
+    first = own.new_full((len(names),), n).scatter_reduce_(0, group, own, "amin")[group]
+    same = torch.cat(
+        [(vectors[i] == vectors[j]).all(1) for i, j in zip(own.split(1024), first.split(1024), strict=True)]
+    )
+    return torch.where(same, first, own)
+
+
+def _longest(vectors: Tensor, name: str) -> float:
+    """Length of the longest vector, found in blocks; also the check that all are finite."""
+    longest = 0.0
+    for start in range(0, len(vectors), 4096):
+        lengths = torch.linalg.vector_norm(vectors[start : start + 4096], dim=1)
+        if not bool(torch.isfinite(lengths).all()):
+            row = start + int((~torch.isfinite(lengths)).nonzero()[0])
+            raise ValueError(f"row {row} of the {name} is not finite (NaN, infinite, or too long for fp32).")
+        longest = max(longest, float(lengths.max()))
+    return longest
