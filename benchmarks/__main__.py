@@ -9,7 +9,7 @@ import sys
 
 from benchmarks.contest import Options, write
 
-CONTESTS = ("startup", "full_size")
+CONTESTS = ("startup", "full_size", "ranks", "assign", "rerank", "search", "fuse", "weights", "hubness")
 
 
 def main() -> int:

@@ -1,8 +1,11 @@
-"""What every contest shares: interleaved repetitions, medians, and the result file."""
+"""What every contest shares: interleaved repetitions, peak memory in a process of its own, and the result file."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -13,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")  # goals that rest on bf16 hold where the CPU has one of them
+SLOW = 20.0  # seconds; a peer that takes longer is run once
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -30,6 +35,145 @@ class Options:
 
     quick: bool = False
     device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a peer must lose by.
+
+    Attributes:
+        ratio: Peer's seconds over ours must reach this; none where time is only reported.
+        memory: Our peak over the peer's must not exceed this; none where memory is only reported.
+    """
+
+    ratio: float | None = None
+    memory: float | None = None
+
+
+def compete(
+    workload: str,
+    inputs: Callable[[], Any],
+    sides: Mapping[str, Callable[[Any], Any]],
+    agree: Callable[[dict[str, Any]], dict[str, str]],
+    limit: tuple[str, Callable[[Any], Any]],
+    goals: Mapping[str, Goal],
+    *,
+    share: float | None = None,
+    peak_goal_mb: float | None = None,
+    small: Callable[[], Any] | None = None,
+    memory: bool = True,
+    repetitions: int = 5,
+) -> dict[str, Any]:
+    """One case of a contest.
+
+    Every side is warmed up (its first output is what is compared), then all are timed in turn. A side that takes more
+    than 20 seconds has been timed by its warm-up alone and is marked `once`. Peaks are measured in a new process for
+    each side, above what it holds after imports, inputs and a run on small inputs.
+
+    Args:
+        workload: What is done to what, for the table.
+        inputs: Makes the inputs; the same in every process. A module's function, or a partial of one.
+        sides: Name to a function of the inputs, `ours` first. Modules' functions, or partials of them.
+        agree: From all sides' outputs to a sentence per peer on how close they are; raises AssertionError if not.
+        limit: What bounds any implementation on this machine, and a function of the inputs that does just that.
+        goals: Of the peers.
+        share: Goal for the share of the limit that we reach: its seconds over ours.
+        peak_goal_mb: Goal for our own peak.
+        small: Makes small inputs, for the warm-up of the processes that measure peaks.
+        memory: Whether peaks are measured.
+        repetitions: Of each side.
+    """
+    given = inputs()
+    outputs: dict[str, Any] = {}
+    first: dict[str, float] = {}
+    runs = {**sides, limit[0]: limit[1]}
+    for name, run in runs.items():
+        first[name], outputs[name] = _timed(run, given)
+        if first[name] > SLOW and name == "ours":  # it must not be judged by its first call
+            first[name] = _timed(run, given)[0]
+    agreement = agree({name: outputs[name] for name in sides})
+    outputs.clear()
+    gc.collect()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repetitions):
+        for name, run in runs.items():
+            if first[name] <= SLOW:
+                times[name].append(_timed(run, given)[0])
+    seconds = {name: statistics.median(found or [first[name]]) for name, found in times.items()}
+    del given
+    gc.collect()
+    peaks = {name: peak_mb(inputs, run, small) if memory else None for name, run in sides.items()}
+    ours, bound = seconds["ours"], seconds[limit[0]]
+    peers: dict[str, Any] = {}
+    passed = (share is None or bound / ours >= share) and (
+        peak_goal_mb is None or peaks["ours"] is None or peaks["ours"] <= peak_goal_mb
+    )
+    for name in [name for name in sides if name != "ours"]:
+        goal = goals.get(name, Goal())
+        ratio = seconds[name] / ours
+        our_peak, peak = peaks["ours"], peaks[name]
+        passed &= goal.ratio is None or ratio >= goal.ratio
+        if goal.memory is not None and our_peak is not None and peak is not None:
+            passed &= our_peak <= goal.memory * peak
+        peers[name] = {
+            "seconds": seconds[name],
+            "peak_mb": peak,
+            "ratio": ratio,
+            "goal": goal.ratio,
+            "memory_goal": goal.memory,
+            "agrees": agreement[name],
+            "once": first[name] > SLOW,
+        }
+    return {
+        "workload": workload,
+        "ours": {"seconds": ours, "peak_mb": peaks["ours"], "peak_goal_mb": peak_goal_mb},
+        "peers": peers,
+        "limit": {"what": limit[0], "seconds": bound, "share": bound / ours, "share_goal": share},
+        "passed": bool(passed),
+    }
+
+
+def peak_mb(
+    inputs: Callable[[], Any], run: Callable[[Any], Any], small: Callable[[], Any] | None = None
+) -> float | None:
+    """Peak resident memory of `run(inputs())` above what the process holds before it; none where it cannot be read."""
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=_report_peak, args=(sender, inputs, run, small))
+    process.start()
+    sender.close()
+    try:
+        return float(receiver.recv())
+    except EOFError as error:
+        process.join()
+        raise RuntimeError(f"measuring the memory of {run} ended with exit code {process.exitcode}") from error
+    finally:
+        process.join()
+
+
+def _report_peak(sender: Any, inputs: Callable[[], Any], run: Callable[[Any], Any], small: Any) -> None:
+    if small is not None:
+        run(small())
+    given = inputs()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _status_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew here
+    kept = run(given)
+    sender.send(_status_mb("VmHWM") - before)
+    del kept
+
+
+def _status_mb(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def _timed(run: Callable[[Any], Any], given: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    output = run(given)
+    return time.perf_counter() - start, output
 
 
 def interleave(sides: Mapping[str, Callable[[], Measured]], repetitions: int) -> dict[str, Measured]:
@@ -69,11 +213,19 @@ def run_process(command: Sequence[str], cwd: Path, env: Mapping[str, str] | None
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     model = platform.processor()
+    flags: list[str] = []
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()}
+        flags = [flag for flag in BF16_FLAGS if f" {flag} " in cpuinfo.read_text().replace("\n", " ")]
+    return {
+        "cpu": model,
+        "flags": flags,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
 
 
 def write(name: str, cases: list[dict[str, Any]]) -> bool:
@@ -85,16 +237,25 @@ def write(name: str, cases: list[dict[str, Any]]) -> bool:
     for case in cases:
         ours = case["ours"]
         print(f"{name}: {case['workload']}")
-        print(f"  {'ours':<28} {ours['seconds']:8.3f} s  {_mb(ours['peak_mb'])}")
+        print(f"  {'ours':<28} {ours['seconds']:8.3f} s  {_mb(ours['peak_mb'])}{_peak_goal(ours)}")
         for peer, facts in case["peers"].items():
+            goals = [f"goal {facts['goal']:.2f}"] if facts["goal"] is not None else []
+            goals += [f"memory goal {facts['memory_goal']:.2f}"] if facts["memory_goal"] is not None else []
+            goals += ["run once"] if facts.get("once") else []
+            aims = f" ({', '.join(goals)})" if goals else ""
             print(
-                f"  {peer:<28} {facts['seconds']:8.3f} s  {_mb(facts['peak_mb'])}  ratio {facts['ratio']:.2f} "
-                f"(goal {facts['goal']:.2f})  {facts['agrees']}"
+                f"  {peer:<28} {facts['seconds']:8.3f} s  {_mb(facts['peak_mb'])}  ratio {facts['ratio']:.2f}{aims}"
+                f"  {facts['agrees']}"
             )
         limit = case["limit"]
-        print(f"  {limit['what']:<28} {limit['seconds']:8.3f} s  share {limit['share']:.0%}")
+        goal = f" (goal {limit['share_goal']:.0%})" if limit.get("share_goal") is not None else ""
+        print(f"  {limit['what']:<28} {limit['seconds']:8.3f} s  share {limit['share']:.0%}{goal}")
         print(f"  {'goal met' if case['passed'] else 'GOAL MISSED'}")
     return passed
+
+
+def _peak_goal(ours: Mapping[str, Any]) -> str:
+    return "" if ours.get("peak_goal_mb") is None else f" (goal {ours['peak_goal_mb']:.0f} MB)"
 
 
 def _mb(peak: float | None) -> str:
