@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from xmodal_kedro.retrieval.scores.matrix import as_matrix
 from xmodal_kedro.retrieval.scores.source import FP32_ROUNDING, Tile
 
+BF16_ROUNDING = 2.0**-9  # relative error of rounding to bf16
 MANY = 1 << 16  # exact scores at once; above it, it pays to look for pairs that occur twice
 
 
@@ -50,9 +51,12 @@ class EmbeddingScores:
         return self.queries.device
 
     def tile(self, queries: slice, gallery: slice, *, coarse: bool = False) -> Tile:
-        """One block of the matrix product."""
-        scores = self.queries[queries] @ self.gallery[gallery].T
-        return Tile(scores, torch.full((1, 1), self.noise, device=self.device))
+        """One block of the matrix product; `coarse`: of the vectors rounded to bf16, where that is fast."""
+        left, right = self.queries[queries], self.gallery[gallery]
+        if coarse and fast_bf16(self.device):
+            scores = (left.bfloat16() @ right.bfloat16().T).float()
+            return Tile(scores, torch.full((1, 1), self.noise + 4 * BF16_ROUNDING * self._reach, device=self.device))
+        return Tile(left @ right.T, torch.full((1, 1), self.noise, device=self.device))
 
     @property
     def noise(self) -> float:
@@ -85,6 +89,15 @@ class EmbeddingScores:
     @cached_property
     def _distinct(self) -> tuple[Tensor, Tensor]:
         return _first_of_same(self.queries), _first_of_same(self.gallery)
+
+
+@cache
+def fast_bf16(device: torch.device) -> bool:
+    """Whether products of bf16 are faster there than of fp32: on GPUs, and CPUs with instructions for them."""
+    if device.type == "cpu":
+        # without avx512_bf16 or AMX, oneDNN's products of bf16 are slower than those of fp32
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _tree_sum(terms: Tensor) -> Tensor:
