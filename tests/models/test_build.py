@@ -21,9 +21,10 @@ from tests.models.small import SIZE, SMALL, TEXTS, small_backbone
 from xmodal_kedro.config.member import BackboneConfig
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.models import build, family
-from xmodal_kedro.models.backbone import ArchitectureError, MissingWeightsError, find_weights
+from xmodal_kedro.models.backbone import ArchitectureError
 from xmodal_kedro.models.published import PublishedWeightsError
 from xmodal_kedro.models.vocabulary import SPECIAL, learn_vocabulary
+from xmodal_kedro.models.weights import MissingWeightsError, find_weights
 
 TOKENIZERS = Path(__file__).parents[2] / ".." / "shared" / "data" / "tokenizers"
 
@@ -146,8 +147,8 @@ class FakeHub:
 
 def hub(monkeypatch: pytest.MonkeyPatch, cache: Path, files: dict[str, str], *, reached: bool = True) -> None:
     fake = FakeHub(cache, files, reached=reached)
-    monkeypatch.setattr("xmodal_kedro.models.backbone.list_repo_files", fake.list_repo_files)
-    monkeypatch.setattr("xmodal_kedro.models.backbone.snapshot_download", fake.snapshot_download)
+    monkeypatch.setattr("xmodal_kedro.models.weights.list_repo_files", fake.list_repo_files)
+    monkeypatch.setattr("xmodal_kedro.models.weights.snapshot_download", fake.snapshot_download)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_the_cache_of_the_hub_is_found_by_its_library(tmp_path: Path, monkeypatc
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text("0123")
     load = partial(snapshot_download, cache_dir=tmp_path)
-    monkeypatch.setattr("xmodal_kedro.models.backbone.snapshot_download", load)
+    monkeypatch.setattr("xmodal_kedro.models.weights.snapshot_download", load)
     assert find_weights("owner/model", family("open_clip")) == model / "snapshots" / "0123"
 
 

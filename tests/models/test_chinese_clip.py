@@ -14,7 +14,8 @@ from transformers import ChineseCLIPModel
 from tests.models.small import SIZE, TEXTS, small_backbone
 from xmodal_kedro.config.member import BackboneConfig
 from xmodal_kedro.models import build
-from xmodal_kedro.models.backbone import ArchitectureError, Backbone, MissingWeightsError
+from xmodal_kedro.models.backbone import ArchitectureError, Backbone
+from xmodal_kedro.models.weights import MissingWeightsError
 
 
 def loaded(weights: Path | str) -> Backbone:

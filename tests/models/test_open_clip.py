@@ -16,9 +16,10 @@ from torch import nn
 from tests.models.small import SMALL, TEXTS, small_backbone
 from xmodal_kedro.config.member import BackboneConfig
 from xmodal_kedro.models import build
-from xmodal_kedro.models.backbone import ArchitectureError, Backbone, MissingWeightsError
+from xmodal_kedro.models.backbone import ArchitectureError, Backbone
 from xmodal_kedro.models.open_clip import OpenClip
 from xmodal_kedro.models.published import PublishedWeightsError
+from xmodal_kedro.models.weights import MissingWeightsError
 
 TINY = "xmodal-tiny"
 

@@ -25,9 +25,10 @@ from tests.recipes.weights import save_roberta_tokenizer
 from xmodal_kedro.config.member import BackboneConfig, LoraConfig, LossConfig, TrainConfig
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.models import build
-from xmodal_kedro.models.backbone import ArchitectureError, Backbone, Batch, MissingWeightsError, TrainState
+from xmodal_kedro.models.backbone import ArchitectureError, Backbone, Batch, TrainState
 from xmodal_kedro.models.lora import LoraError, add_lora
 from xmodal_kedro.models.resnet_roberta import ImageTower, ResNetRoberta, learn_byte_pairs
+from xmodal_kedro.models.weights import MissingWeightsError
 from xmodal_kedro.training.loop import train
 
 needs_tokenizer = pytest.mark.skipif(

@@ -10,8 +10,9 @@ from importlib.util import find_spec
 
 from xmodal_kedro.config.member import BackboneConfig
 from xmodal_kedro.config.weights import unsupported
-from xmodal_kedro.models.backbone import REGISTRY, Backbone, MissingWeightsError
+from xmodal_kedro.models.backbone import REGISTRY, Backbone
 from xmodal_kedro.models.lora import add_lora
+from xmodal_kedro.models.weights import MissingWeightsError
 
 LOG = logging.getLogger(__name__)
 

@@ -17,18 +17,10 @@ from transformers import logging as transformers_logging
 
 from xmodal_kedro.config.weights import unsupported
 from xmodal_kedro.models.architecture import check_sizes, transformers_config
-from xmodal_kedro.models.backbone import (
-    WEIGHTS,
-    ArchitectureError,
-    Backbone,
-    MissingWeightsError,
-    Tokens,
-    Tower,
-    register,
-    seeded,
-)
+from xmodal_kedro.models.backbone import WEIGHTS, ArchitectureError, Backbone, Tokens, Tower, register, seeded
 from xmodal_kedro.models.published import load_published
 from xmodal_kedro.models.vocabulary import vocabulary_of, write_vocabulary
+from xmodal_kedro.models.weights import MissingWeightsError
 
 CONTEXT = 52  # tokens, as the published models were trained
 QUOTES = str.maketrans("“”", '""')

@@ -32,18 +32,9 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoTokenizer
 
 from xmodal_kedro.config.weights import weights_source
-from xmodal_kedro.models.backbone import (
-    WEIGHTS,
-    ArchitectureError,
-    Backbone,
-    MissingWeightsError,
-    Tokens,
-    Tower,
-    register,
-    seeded,
-    where_to_put,
-)
+from xmodal_kedro.models.backbone import WEIGHTS, ArchitectureError, Backbone, Tokens, Tower, register, seeded
 from xmodal_kedro.models.published import PublishedWeightsError, converted, read_published
+from xmodal_kedro.models.weights import MissingWeightsError, where_to_put
 
 CONFIG = "open_clip_config.json"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")

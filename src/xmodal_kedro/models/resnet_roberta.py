@@ -29,17 +29,9 @@ from transformers import logging as transformers_logging
 from xmodal_kedro.config.frozen import Frozen
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.models.architecture import transformers_config
-from xmodal_kedro.models.backbone import (
-    WEIGHTS,
-    ArchitectureError,
-    Backbone,
-    Tokens,
-    Tower,
-    lacking,
-    register,
-    seeded,
-)
+from xmodal_kedro.models.backbone import WEIGHTS, ArchitectureError, Backbone, Tokens, Tower, register, seeded
 from xmodal_kedro.models.published import load_published, read_published
+from xmodal_kedro.models.weights import lacking
 
 log = logging.getLogger(__name__)
 
