@@ -82,6 +82,11 @@ class RerankConfig(Frozen):
     batch_size: int = Field(64, ge=1, description="pairs or images at once")
     precision: Literal["fp32", "bf16"] = "fp32"
 
+    @property
+    def looks(self) -> bool:
+        """Whether the second stage needs checkpoint and pixels of the member; otherwise its embeddings are enough."""
+        return self.method == "itm" or (self.method == "adaption" and self.mirrored)
+
 
 class SubmissionConfig(Frozen):
     """The file at the end."""

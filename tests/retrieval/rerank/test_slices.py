@@ -77,7 +77,7 @@ def config(method: str = "itm", **options: object) -> RerankConfig:
 
 
 def rerank(settings: RerankConfig, slices: list[Slice] = SLICES) -> pd.DataFrame:
-    return rerank_slices(slices, SCORES, MEMBER, CHECKPOINT, IMAGES, settings)
+    return rerank_slices(slices, SCORES, MEMBER, settings, "cpu", CHECKPOINT, IMAGES)
 
 
 def dense(part: Slice) -> np.ndarray:
@@ -148,7 +148,7 @@ def test_the_published_sum_drops_candidates_below_the_tail_and_this_one_does_not
     fused = dense(part) / np.linalg.norm(dense(part), axis=1, keepdims=True)
     itm = logits(part)
     mixture = lambda _: (MatrixScores(fused), None)  # noqa: E731
-    table = rerank_slices([part], mixture, MEMBER, CHECKPOINT, IMAGES, config(top_k=10))
+    table = rerank_slices([part], mixture, MEMBER, config(top_k=10), "cpu", CHECKPOINT, IMAGES)
     ours = rank_slices([part], reordered(mixture, table), top_k=23).query("direction == 't2i'")
     dropped = 0
     for number, text in enumerate(part.text_ids):
@@ -224,16 +224,16 @@ def test_a_member_without_head_is_refused_and_those_with_one_are_named() -> None
         check_reranker(config(), members)
     checkpoint = Checkpoint(BACKBONE, small_member("chinese_clip"), {}, {"weights": "these"})
     with pytest.raises(ValueError, match="members that have one: none"):
-        rerank_slices(SLICES, lambda _: pytest.fail("computed"), MEMBER, checkpoint, IMAGES, config())
+        rerank_slices(SLICES, lambda _: pytest.fail("computed"), MEMBER, config(), "cpu", checkpoint, IMAGES)
 
 
 def test_other_weights_and_other_images_are_refused() -> None:
     other = Checkpoint(BACKBONE, small_member(), {}, {"weights": "others"})
     with pytest.raises(OtherOriginError, match="weights"):
-        rerank_slices(SLICES, SCORES, MEMBER, other, IMAGES, config())
+        rerank_slices(SLICES, SCORES, MEMBER, config(), "cpu", other, IMAGES)
     repacked = SimpleNamespace(pixels=PIXELS, fingerprint="repacked", rows=IMAGES.rows)
     with pytest.raises(OtherOriginError, match="images"):
-        rerank_slices(SLICES, SCORES, MEMBER, CHECKPOINT, repacked, config())
+        rerank_slices(SLICES, SCORES, MEMBER, config(), "cpu", CHECKPOINT, repacked)
 
 
 def test_a_re_ranking_of_other_scores_is_refused() -> None:

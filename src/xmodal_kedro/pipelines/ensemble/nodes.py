@@ -44,11 +44,11 @@ def rerank_ensemble(
     relevance: RelevanceConfig,
     ensemble: EnsembleConfig,
     runtime: RuntimeConfig,
-    images: ImageStore,
-    checkpoint: Path,
+    images: ImageStore | None = None,
+    checkpoint: Path | None = None,
     **embeddings: Embeddings,
 ) -> DataFrame:
-    """Look at the first images of every text again, with the checkpoint of the member that `ensemble.rerank` names."""
+    """Look at the first candidates again, with the embeddings or the checkpoint of the member that the config names."""
     from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.models.checkpoint import read_checkpoint
     from xmodal_kedro.retrieval.ensemble import fused_scores, pair_members
@@ -63,8 +63,8 @@ def rerank_ensemble(
     slices = cut_slices(captions, relevance, RANKED)
     if unknown := set(ensemble.rerank.top_ks) - {part.group for part in slices}:
         log.warning("ensemble.rerank.top_ks names %s: no group of this data", ", ".join(sorted(unknown)))
-    member, loaded = members[ensemble.rerank.member], read_checkpoint(checkpoint, device)
-    reranking = rerank_slices(slices, scores, member, loaded, images, ensemble.rerank, device)
+    loaded = None if checkpoint is None else read_checkpoint(checkpoint, device)
+    reranking = rerank_slices(slices, scores, members[ensemble.rerank.member], ensemble.rerank, device, loaded, images)
     moved = (reranking["rank"] != reranking["first_rank"]).mean() if len(reranking) else 0.0
     log.info("Re-ranked %d candidates by %s: %.0f %% moved", len(reranking), ensemble.rerank.method, 100 * moved)
     return reranking

@@ -13,11 +13,42 @@ The paper leaves some cases open; what is done here:
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from xmodal_kedro.retrieval.embed import embed_images
+from xmodal_kedro.retrieval.rerank.stage import Answer, Asked, Direction, second_stage
+
 SAME = 1e-7  # cosines of fp32 vectors that are closer say nothing
+
+
+@second_stage("adaption")
+def ask_adaption(asked: Asked) -> dict[Direction, Answer]:
+    """Adaption scores from the member's embeddings and, where asked, those of the mirrored candidates."""
+    config, part, candidates = asked.config, asked.part, asked.candidates["t2i"].rows
+    texts, vectors = asked.member.texts.take(part.text_ids), asked.member.images.take(part.image_ids)
+    wanted, place = np.unique(candidates, return_inverse=True)
+    place = place.reshape(candidates.shape)
+    mirrored: np.ndarray | None = None
+    if config.mirrored:
+        assert asked.checkpoint is not None, "config.looks"
+        assert asked.images is not None, "config.looks"
+        rows, turned = asked.images.rows(part.image_ids)[wanted], asked.images.pixels[:, :, ::-1]
+        backbone = asked.checkpoint.backbone
+        mirrored = embed_images(backbone, turned, rows, config.batch_size, asked.device, config.precision)
+    scores = np.empty(candidates.shape, np.float32)
+    for start in range(0, len(texts), config.batch_size):
+        batch = slice(start, start + config.batch_size)
+        scores[batch] = adaption_scores(
+            torch.from_numpy(texts[batch]).to(asked.device),
+            torch.from_numpy(vectors[candidates[batch]]).to(asked.device),
+            None if mirrored is None else torch.from_numpy(mirrored[place[batch]]).to(asked.device),
+            config.anchors,
+            config.neighbours,
+        ).cpu()
+    return {"t2i": Answer(scores, scores.astype(np.float64))}
 
 
 def adaption_scores(

@@ -6,13 +6,35 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from xmodal_kedro.models.backbone import Backbone, trimmed
 from xmodal_kedro.retrieval.embed import Precision, inference
+from xmodal_kedro.retrieval.rerank.stage import Answer, Asked, Direction, second_stage
 from xmodal_kedro.training.batches import pinned, prefetched
+
+
+@second_stage("itm", head=True)
+def ask_itm(asked: Asked) -> dict[Direction, Answer]:
+    """Logits of the checkpoint's matching head, and what the formula makes of them; equal texts are matched once."""
+    assert asked.checkpoint is not None, "config.looks"
+    assert asked.images is not None, "config.looks"
+    config, part, candidates = asked.config, asked.part, asked.candidates["t2i"]
+    captions, texts = pd.factorize(np.asarray(part.texts, dtype=object))
+    logits = match_logits(
+        asked.checkpoint.backbone,
+        asked.images.pixels,
+        asked.images.rows(part.image_ids)[candidates.rows.ravel()],
+        [str(text) for text in texts],
+        np.repeat(captions, candidates.rows.shape[1]),
+        config.batch_size,
+        asked.device,
+        config.precision,
+    ).reshape(candidates.rows.shape)
+    return {"t2i": Answer(logits, combined(candidates.first, logits, config.formula))}
 
 
 def match_logits(

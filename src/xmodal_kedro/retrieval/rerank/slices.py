@@ -20,13 +20,11 @@ from xmodal_kedro.config.member import MemberConfig
 from xmodal_kedro.data.image_store import ImageStore
 from xmodal_kedro.models import family
 from xmodal_kedro.models.checkpoint import Checkpoint
-from xmodal_kedro.retrieval.embed import embed_images
 from xmodal_kedro.retrieval.embeddings import check_made_by
 from xmodal_kedro.retrieval.ensemble import Member
 from xmodal_kedro.retrieval.judge import SliceScores
 from xmodal_kedro.retrieval.rank import rank, ranking_table
-from xmodal_kedro.retrieval.rerank.adaption import adaption_scores
-from xmodal_kedro.retrieval.rerank.itm import combined, match_logits
+from xmodal_kedro.retrieval.rerank.stage import SECOND_STAGES, Asked, Candidates
 from xmodal_kedro.retrieval.scores import Reordered, ScoreSource, Transposed, second_order
 from xmodal_kedro.retrieval.slices import Slice
 
@@ -34,18 +32,26 @@ COLUMNS = ["split", "group", "query_id", "gallery_id", "first_rank", "fused", "s
 
 
 def check_reranker(config: RerankConfig, members: Mapping[str, MemberConfig]) -> None:
-    """Refuse a member that cannot do what it is asked, before anything is computed.
+    """Refuse a method that cannot do what it is asked, or not with this member, before anything is computed.
 
     Raises:
-        ValueError: `itm` is asked of a member without a matching head; members that have one are named.
+        ValueError: A direction is asked of a method that cannot re-rank it, or a matching head of a member that has
+            none; members that have one are named.
     """
-    if config.method != "itm" or family(members[config.member].backbone.name).matches:
+    stage = SECOND_STAGES[config.method]
+    if unable := [direction for direction in config.directions if direction not in stage.directions]:
+        raise ValueError(
+            f"ensemble.rerank.directions names {', '.join(unable)}, which ensemble.rerank.method "
+            f"'{config.method}' cannot re-rank: leave it out"
+        )
+    if not stage.head or family(members[config.member].backbone.name).matches:
         return
     able = [name for name, member in members.items() if family(member.backbone.name).matches]
+    headless = [name for name, one in SECOND_STAGES.items() if not one.head]
     raise ValueError(
         f"ensemble.rerank.member is '{config.member}', whose backbone '{members[config.member].backbone.name}' has no "
         f"image-text matching head; members that have one: {', '.join(able) or 'none'}. Name one of these, or set "
-        "ensemble.rerank.method to adaption"
+        f"ensemble.rerank.method to one that needs none: {', '.join(headless)}"
     )
 
 
@@ -53,10 +59,10 @@ def rerank_slices(
     slices: Sequence[Slice],
     scores: SliceScores,
     member: Member,
-    checkpoint: Checkpoint,
-    images: ImageStore,
     config: RerankConfig,
     device: torch.device | str = "cpu",
+    checkpoint: Checkpoint | None = None,
+    images: ImageStore | None = None,
 ) -> pd.DataFrame:
     """Look at the first candidates of every text again.
 
@@ -64,10 +70,10 @@ def rerank_slices(
         slices: Those without texts or images are passed over.
         scores: Of the first stage.
         member: Embeddings of `config.member`.
-        checkpoint: What made these.
-        images: Where the pixels lie.
         config: Method and number of candidates.
         device: Where the second stage computes.
+        checkpoint: What made the embeddings; needed where `config.looks`.
+        images: Where the pixels lie; needed where `config.looks`.
 
     Returns:
         A row per text and candidate, in the order of the first stage: `split, group, query_id, gallery_id, first_rank,
@@ -76,84 +82,30 @@ def rerank_slices(
 
     Raises:
         OtherOriginError: Checkpoint, embeddings and images do not belong together.
-        ValueError: The member has no matching head.
+        ValueError: The member has no matching head, or checkpoint and images are missing where they are needed.
     """
-    check_reranker(config, {config.member: checkpoint.member})
-    check_made_by(member.images, weights=checkpoint.fingerprints["weights"], images=images.fingerprint)
+    if config.looks:
+        if checkpoint is None or images is None:
+            raise ValueError(f"re-ranking by {config.method} looks at pixels: it needs a checkpoint and the images.")
+        check_reranker(config, {config.member: checkpoint.member})
+        check_made_by(member.images, weights=checkpoint.fingerprints["weights"], images=images.fingerprint)
     tables = [pd.DataFrame(columns=COLUMNS)]
     for part in slices:
         if not (part.text_ids and part.image_ids):
             continue
         source = scores(part)[0]
         first = rank(source, None, config.top_ks.get(part.group, config.top_k))
-        candidates = first.top_rows  # [N, K]
-        queries = np.repeat(np.arange(len(candidates)), candidates.shape[1])
-        fused = _pairs(source, queries, candidates.ravel()).reshape(candidates.shape)
-        second = SECOND_STAGES[config.method](part, candidates, member, checkpoint, images, config, device)  # [N, K]
-        score = combined(fused, second, config.formula) if config.method == "itm" else second.astype(np.float64)
+        rows = first.top_rows  # [N, K]
+        queries = np.repeat(np.arange(len(rows)), rows.shape[1])
+        fused = _pairs(source, queries, rows.ravel()).reshape(rows.shape)
+        asked = Asked(part, {"t2i": Candidates(rows, fused)}, member, config, device, checkpoint, images)
+        second, score = SECOND_STAGES[config.method].ask(asked)["t2i"]
         order = second_order(torch.from_numpy(fused), torch.from_numpy(score))
         table = ranking_table(part.text_ids, part.image_ids, first).rename(columns={"rank": "first_rank"})
         new = {"fused": fused, "second": second, "score": score, "rank": order.argsort(dim=1).numpy() + 1}
         table = table.assign(split=part.split, group=part.group, **{name: new[name].ravel() for name in new})
         tables.append(table[COLUMNS])
     return pd.concat(tables[1:] or tables, ignore_index=True)
-
-
-def matched(
-    part: Slice,
-    candidates: np.ndarray,
-    member: Member,
-    checkpoint: Checkpoint,
-    images: ImageStore,
-    config: RerankConfig,
-    device: torch.device | str,
-) -> np.ndarray:
-    """Logits [N, K] of the checkpoint's matching head; equal texts are matched once."""
-    captions, texts = pd.factorize(np.asarray(part.texts, dtype=object))
-    logits = match_logits(
-        checkpoint.backbone,
-        images.pixels,
-        images.rows(part.image_ids)[candidates.ravel()],
-        [str(text) for text in texts],
-        np.repeat(captions, candidates.shape[1]),
-        config.batch_size,
-        device,
-        config.precision,
-    )
-    return logits.reshape(candidates.shape)
-
-
-def adapted(
-    part: Slice,
-    candidates: np.ndarray,
-    member: Member,
-    checkpoint: Checkpoint,
-    images: ImageStore,
-    config: RerankConfig,
-    device: torch.device | str,
-) -> np.ndarray:
-    """Adaption scores [N, K] from the member's embeddings and, where asked, those of the mirrored candidates."""
-    texts, vectors = member.texts.take(part.text_ids), member.images.take(part.image_ids)
-    wanted, place = np.unique(candidates, return_inverse=True)
-    mirrored: np.ndarray | None = None
-    if config.mirrored:
-        rows, turned = images.rows(part.image_ids)[wanted], images.pixels[:, :, ::-1]
-        mirrored = embed_images(checkpoint.backbone, turned, rows, config.batch_size, device, config.precision)
-    place = place.reshape(candidates.shape)
-    scores = np.empty(candidates.shape, np.float32)
-    for start in range(0, len(texts), config.batch_size):
-        batch = slice(start, start + config.batch_size)
-        scores[batch] = adaption_scores(
-            torch.from_numpy(texts[batch]).to(device),
-            torch.from_numpy(vectors[candidates[batch]]).to(device),
-            None if mirrored is None else torch.from_numpy(mirrored[place[batch]]).to(device),
-            config.anchors,
-            config.neighbours,
-        ).cpu()
-    return scores
-
-
-SECOND_STAGES = {"itm": matched, "adaption": adapted}
 
 
 def reordered(scores: SliceScores, reranking: pd.DataFrame | None) -> SliceScores:
