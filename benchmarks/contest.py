@@ -10,6 +10,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,11 +65,12 @@ def compete(
     memory: bool = True,
     repetitions: int = 5,
 ) -> dict[str, Any]:
-    """One case of a contest.
+    """One case of a contest; it tells how far it is on stderr.
 
-    Every side is warmed up (its first output is what is compared), then all are timed in turn. A side that takes more
-    than 20 seconds has been timed by its warm-up alone and is marked `once`. Peaks are measured in a new process for
-    each side, above what it holds after imports, inputs and a run on small inputs.
+    Every side is warmed up, on small inputs where there are any, then on the real ones (that output is what is
+    compared); then all are timed in turn. A peer that takes more than 20 seconds has been timed by its run on the real
+    inputs alone and is marked `once`. Peaks are measured in a new process for each side, above what it holds after
+    imports, inputs and a run on small inputs.
 
     Args:
         workload: What is done to what, for the table.
@@ -79,7 +81,7 @@ def compete(
         goals: Of the peers.
         share: Goal for the share of the limit that we reach: its seconds over ours.
         peak_goal_mb: Goal for our own peak.
-        small: Makes small inputs, for the warm-up of the processes that measure peaks.
+        small: Makes small inputs, for the warm-up of every side, here and in the processes that measure peaks.
         memory: Whether peaks are measured.
         repetitions: Of each side.
     """
@@ -88,6 +90,9 @@ def compete(
     first: dict[str, float] = {}
     runs = {**sides, limit[0]: limit[1]}
     for name, run in runs.items():
+        _tell(workload, f"first run of {name}")
+        if small is not None:
+            run(small())
         first[name], outputs[name] = _timed(run, given)
         if first[name] > SLOW and name == "ours":  # it must not be judged by its first call
             first[name] = _timed(run, given)[0]
@@ -95,26 +100,35 @@ def compete(
     outputs.clear()
     gc.collect()
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repetitions):
+    for repetition in range(repetitions):
+        _tell(workload, f"repetition {repetition + 1} of {repetitions}")
         for name, run in runs.items():
             if first[name] <= SLOW:
                 times[name].append(_timed(run, given)[0])
     seconds = {name: statistics.median(found or [first[name]]) for name, found in times.items()}
     del given
     gc.collect()
+    _tell(workload, "memory of each" if memory else "done")
     peaks = {name: peak_mb(inputs, run, small) if memory else None for name, run in sides.items()}
     ours, bound = seconds["ours"], seconds[limit[0]]
     peers: dict[str, Any] = {}
-    passed = (share is None or bound / ours >= share) and (
-        peak_goal_mb is None or peaks["ours"] is None or peaks["ours"] <= peak_goal_mb
-    )
+    met: list[dict[str, Any]] = []
+
+    def aim(what: str, found: float, goal: float | None, *, at_most: bool = False) -> None:
+        if goal is not None:
+            reached = found <= goal if at_most else found >= goal
+            met.append({"what": what, "goal": goal, "found": found, "met": bool(reached)})
+
+    aim("share of the limit", bound / ours, share)
+    if peaks["ours"] is not None:
+        aim("own peak, MB", peaks["ours"], peak_goal_mb, at_most=True)
     for name in [name for name in sides if name != "ours"]:
         goal = goals.get(name, Goal())
         ratio = seconds[name] / ours
         our_peak, peak = peaks["ours"], peaks[name]
-        passed &= goal.ratio is None or ratio >= goal.ratio
-        if goal.memory is not None and our_peak is not None and peak is not None:
-            passed &= our_peak <= goal.memory * peak
+        aim(f"time of {name} over ours", ratio, goal.ratio)
+        if our_peak is not None and peak is not None:
+            aim(f"our peak over that of {name}", our_peak / max(peak, 1e-9), goal.memory, at_most=True)
         peers[name] = {
             "seconds": seconds[name],
             "peak_mb": peak,
@@ -129,7 +143,8 @@ def compete(
         "ours": {"seconds": ours, "peak_mb": peaks["ours"], "peak_goal_mb": peak_goal_mb},
         "peers": peers,
         "limit": {"what": limit[0], "seconds": bound, "share": bound / ours, "share_goal": share},
-        "passed": bool(passed),
+        "goals_met": met,
+        "passed": all(one["met"] for one in met),
     }
 
 
@@ -168,6 +183,10 @@ def _report_peak(sender: Any, inputs: Callable[[], Any], run: Callable[[Any], An
 def _status_mb(field: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def _tell(workload: str, doing: str) -> None:
+    print(f"  {time.strftime('%H:%M:%S')} {workload}: {doing}", file=sys.stderr, flush=True)
 
 
 def _timed(run: Callable[[Any], Any], given: Any) -> tuple[float, Any]:
@@ -250,7 +269,8 @@ def write(name: str, cases: list[dict[str, Any]]) -> bool:
         limit = case["limit"]
         goal = f" (goal {limit['share_goal']:.0%})" if limit.get("share_goal") is not None else ""
         print(f"  {limit['what']:<28} {limit['seconds']:8.3f} s  share {limit['share']:.0%}{goal}")
-        print(f"  {'goal met' if case['passed'] else 'GOAL MISSED'}")
+        missed = [one["what"] for one in case.get("goals_met", []) if not one["met"]]
+        print(f"  {'goals met' if case['passed'] else 'GOAL MISSED: ' + '; '.join(missed)}", flush=True)
     return passed
 
 
