@@ -54,15 +54,16 @@ def reordered_at_random(source: ScoreSource, k: int) -> Reordered:
     return Reordered(source, torch.from_numpy(candidates), torch.from_numpy(rng.standard_normal((n, k))))
 
 
+@pytest.mark.parametrize("coarse", [False, True], ids=["fine", "coarse"])
 @pytest.mark.parametrize(("name", "source"), sources().items(), ids=list(sources()))
-def test_tiles_stay_within_their_noise(name, source):
+def test_tiles_stay_within_their_noise(name, source, coarse):
     exact = everything(source)
     assert exact.dtype == torch.float64
     n, m = source.shape
     assert exact.shape == (n, m)
     for queries in [slice(0, n), slice(2, 3), slice(3, n)]:
         for gallery in [slice(0, m), slice(m - 1, m), slice(0, 5)]:
-            scores, noise = source.tile(queries, gallery)
+            scores, noise = source.tile(queries, gallery, coarse=coarse)
             assert scores.dtype == torch.float32
             error = (scores.double() - exact[queries, gallery].float().double()).abs()
             assert bool((error <= noise).all())

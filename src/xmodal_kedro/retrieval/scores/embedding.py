@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,7 +13,13 @@ from torch import Tensor
 from xmodal_kedro.retrieval.scores.matrix import as_matrix
 from xmodal_kedro.retrieval.scores.source import FP32_ROUNDING, Tile
 
-BF16_ROUNDING = 2.0**-9  # relative error of rounding to bf16
+BF16_ROUNDING = 2.0**-8  # relative error of rounding to bf16, which has 8 significant bits
+INPUT_ROUNDING = {  # relative error of a product whose two fp32 factors torch is allowed to round
+    "tf32": 2.0**-10 + 2.0**-22,
+    "bf16": 2.0**-7 + 2.0**-16,
+}
+TINY = 2.0**-126  # the smallest normal number of fp32 and bf16: below it, processors may count with zero
+HUGE = 2.0**120  # products of this size could leave the range of fp32 and bf16
 MANY = 1 << 16  # exact scores at once; above it, it pays to look for pairs that occur twice
 
 
@@ -38,7 +46,8 @@ class EmbeddingScores:
                 f"queries have {self.queries.shape[1]} dimensions, the gallery has {self.gallery.shape[1]}: "
                 "both must come from the same member."
             )
-        self._reach = _longest(self.queries, "queries") * _longest(self.gallery, "gallery")
+        self._lengths = _lengths(self.queries, "queries"), _lengths(self.gallery, "gallery")  # [N], [M]
+        self._reach = float(_max(self._lengths[0])) * float(_max(self._lengths[1]))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,12 +60,24 @@ class EmbeddingScores:
         return self.queries.device
 
     def tile(self, queries: slice, gallery: slice, *, coarse: bool = False) -> Tile:
-        """One block of the matrix product; `coarse`: of the vectors rounded to bf16, where that is fast."""
+        """One block of the matrix product; `coarse`: of the vectors rounded to bf16, where that is fast.
+
+        With q' and g' the rounded vectors, q.g - q'.g' = (q - q').g + q'.(g - g'), and neither product exceeds that of
+        its lengths (Cauchy and Schwarz). Their sum in fp32, and its rounding to bf16, come on top.
+        """
         left, right = self.queries[queries], self.gallery[gallery]
-        if coarse and fast_bf16(self.device):
+        if not (coarse and self._reach < HUGE and fast_bf16(self.device)):
+            return Tile(left @ right.T, torch.full((1, 1), self.noise, device=self.device))
+        with _sums_in_fp32(self.device):
             scores = (left.bfloat16() @ right.bfloat16().T).float()
-            return Tile(scores, torch.full((1, 1), self.noise + 4 * BF16_ROUNDING * self._reach, device=self.device))
-        return Tile(left @ right.T, torch.full((1, 1), self.noise, device=self.device))
+        (q_lengths, g_lengths), (q_lost, g_lost) = self._lengths, self._lost
+        q, g = _max(q_lengths[queries]), _max(g_lengths[gallery])
+        dq, dg = _max(q_lost[queries]), _max(g_lost[gallery])
+        noise = dq * g + (q + dq) * dg + BF16_ROUNDING * _size(scores)
+        # four times the bound of an IEEE sum: tensor cores cut off where others round
+        # (Fasi, Higham, Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor cores, PeerJ Computer Science 7, 2021)
+        noise = noise + 4 * self._sum_rounding * (q + dq) * (g + dg) + self._underflow
+        return Tile(scores, noise.view(1, 1))
 
     @property
     def noise(self) -> float:
@@ -65,8 +86,17 @@ class EmbeddingScores:
         Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., eq. (3.5). Where torch is allowed to round the
         inputs of a product (TF32, bf16), their error is added.
         """
-        inputs = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}[torch.get_float32_matmul_precision()]
-        return ((self.queries.shape[1] + 6) * FP32_ROUNDING + inputs) * self._reach
+        backend = torch.backends.cuda if self.device.type == "cuda" else torch.backends.mkldnn
+        inputs = INPUT_ROUNDING.get(backend.matmul.fp32_precision, 0.0)
+        return (self._sum_rounding + inputs) * self._reach + self._underflow
+
+    @property
+    def _sum_rounding(self) -> float:
+        return (self.queries.shape[1] + 6) * FP32_ROUNDING
+
+    @property
+    def _underflow(self) -> float:
+        return 4 * self.queries.shape[1] * TINY
 
     def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
         """Exact inner products: each product of two fp32 numbers fits fp64, and the sum is a fixed binary tree."""
@@ -87,17 +117,37 @@ class EmbeddingScores:
         return found
 
     @cached_property
+    def _lost(self) -> tuple[Tensor, Tensor]:
+        """Lengths [N], [M] of what rounding to bf16 takes from each vector."""
+        return _lost(self.queries), _lost(self.gallery)
+
+    @cached_property
     def _distinct(self) -> tuple[Tensor, Tensor]:
         return _first_of_same(self.queries), _first_of_same(self.gallery)
 
 
-@cache
 def fast_bf16(device: torch.device) -> bool:
     """Whether products of bf16 are faster there than of fp32: on GPUs, and CPUs with instructions for them."""
     if device.type == "cpu":
         # without avx512_bf16 or AMX, oneDNN's products of bf16 are slower than those of fp32
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(has and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@contextmanager
+def _sums_in_fp32(device: torch.device) -> Iterator[None]:
+    """Forbid CUDA to add up parts of a product in bf16, which it may by default."""
+    matmul = torch.backends.cuda.matmul
+    if device.type != "cuda" or not matmul.allow_bf16_reduced_precision_reduction:
+        yield
+        return
+    before = True, matmul.allow_bf16_reduced_precision_reduction_split_k
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before
 
 
 def _tree_sum(terms: Tensor) -> Tensor:
@@ -124,13 +174,33 @@ def _first_of_same(vectors: Tensor) -> Tensor:
     return torch.where(same, first, own)
 
 
-def _longest(vectors: Tensor, name: str) -> float:
-    """Length of the longest vector, found in blocks; also the check that all are finite."""
-    longest = 0.0
-    for start in range(0, len(vectors), 4096):
-        lengths = torch.linalg.vector_norm(vectors[start : start + 4096], dim=1)
-        if not bool(torch.isfinite(lengths).all()):
-            row = start + int((~torch.isfinite(lengths)).nonzero()[0])
-            raise ValueError(f"row {row} of the {name} is not finite (NaN, infinite, or too long for fp32).")
-        longest = max(longest, float(lengths.max()))
-    return longest
+def _lengths(vectors: Tensor, name: str) -> Tensor:
+    """Upper bounds of the lengths [N] of vectors, found in blocks; also the check that all are finite."""
+    lengths = torch.cat([vectors.new_empty(0), *(_length(part) for part in vectors.split(1024))])
+    if not bool(torch.isfinite(lengths).all()):
+        row = int((~torch.isfinite(lengths)).nonzero()[0])
+        raise ValueError(f"row {row} of the {name} is not finite (NaN, infinite, or too long for fp32).")
+    return lengths
+
+
+def _lost(vectors: Tensor) -> Tensor:
+    return torch.cat([vectors.new_empty(0), *(_length(part - part.bfloat16()) for part in vectors.split(1024))])
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """Lengths [N], rounded up: roundings and underflow of their own sums are added."""
+    d = vectors.shape[1]
+    exact = torch.linalg.vector_norm(vectors, dim=1)
+    return exact * (1.0 + (d + 8) * FP32_ROUNDING) + (d * TINY) ** 0.5 * 2
+
+
+def _max(lengths: Tensor) -> Tensor:
+    return lengths.max() if len(lengths) else lengths.new_zeros(())
+
+
+def _size(scores: Tensor) -> Tensor:
+    """The largest absolute value of scores."""
+    if scores.numel() == 0:
+        return scores.new_zeros(())
+    low, high = torch.aminmax(scores)
+    return torch.maximum(-low, high)
