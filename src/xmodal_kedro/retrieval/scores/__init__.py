@@ -1,6 +1,7 @@
 """Where scores come from: embeddings, matrices, mixtures and second stages, all behind one tiled interface."""
 
 from xmodal_kedro.retrieval.scores.embedding import EmbeddingScores
+from xmodal_kedro.retrieval.scores.linear import LinearForm, linear_form
 from xmodal_kedro.retrieval.scores.matrix import MatrixScores
 from xmodal_kedro.retrieval.scores.mixed import WeightedScores
 from xmodal_kedro.retrieval.scores.reordered import Reordered, second_order
@@ -9,6 +10,7 @@ from xmodal_kedro.retrieval.scores.source import FP32_ROUNDING, ScoreSource, Til
 __all__ = [
     "FP32_ROUNDING",
     "EmbeddingScores",
+    "LinearForm",
     "MatrixScores",
     "Reordered",
     "ScoreSource",
@@ -16,6 +18,7 @@ __all__ = [
     "Transposed",
     "WeightedScores",
     "flipped",
+    "linear_form",
     "rounding",
     "second_order",
 ]

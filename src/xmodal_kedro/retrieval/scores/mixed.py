@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from xmodal_kedro.retrieval.scores.linear import LinearForm, linear_sum
 from xmodal_kedro.retrieval.scores.source import ScoreSource, Tile, rounding
 
 
 @dataclass(frozen=True, eq=False)
 class WeightedScores:
     """Sum over members of weight times score; members of weight 0 cost nothing.
+
+    Where all members are embeddings with rows that are scaled at most, a tile is one product (see `linear`).
 
     The 1st-place mixture is `WeightedScores([normalised(s, "row_l2") for s in members], [0.25] * 4)`.
     """
@@ -49,6 +53,8 @@ class WeightedScores:
 
     def tile(self, queries: slice, gallery: slice, *, coarse: bool = False) -> Tile:
         """The weighted sum of the members' tiles; their errors add up."""
+        if (form := self._linear) is not None:
+            return form.tile(queries, gallery, coarse=coarse)
         total: Tensor | None = None
         noise = torch.zeros(1, 1, device=self.device)
         for source, weight in self._used:
@@ -64,3 +70,11 @@ class WeightedScores:
         for source, weight in self._used:
             total += weight * source.pairs(queries, gallery)
         return total
+
+    def linear(self) -> LinearForm | None:
+        """The mixture as one linear form, where all members are."""
+        return self._linear
+
+    @cached_property
+    def _linear(self) -> LinearForm | None:
+        return linear_sum(self._used)
