@@ -108,7 +108,7 @@ class EmbeddingScores:
         return self._products(queries, gallery)
 
     def _products(self, queries: Tensor, gallery: Tensor) -> Tensor:
-        at_once = max(1, (1 << 19 if self.device.type == "cpu" else 1 << 25) // max(1, self.queries.shape[1]))
+        at_once = max(1, (1 << 17 if self.device.type == "cpu" else 1 << 25) // max(1, self.queries.shape[1]))
         found = torch.empty(len(queries), dtype=torch.float64, device=self.device)
         for start in range(0, len(queries), at_once):
             part = slice(start, start + at_once)
