@@ -70,9 +70,9 @@ def test_one_product_is_the_slow_sum_within_its_noise(names, weights, turned, co
 
 
 def test_noise_holds_where_all_roundings_go_one_way():
-    # every entry lies halfway between two numbers of bf16, where rounding takes the most
-    for sign in (1.0, -1.0):
-        vectors = torch.full((3, 512), 1.0 + 2.0**-8 * (1 + sign * 2.0**-10))
+    # every entry lies halfway between two numbers of bf16, where rounding takes the most; so does their sum
+    for sign, dimension in ((1.0, 507), (-1.0, 513)):
+        vectors = torch.full((3, dimension), 1.0 + 2.0**-8 * (1 + sign * 2.0**-10))
         source = WeightedScores([EmbeddingScores(vectors, vectors)] * 2, [0.5, 0.5])
         scores, noise = source.tile(slice(0, 3), slice(0, 3), coarse=True)
         exact = source.pairs(torch.arange(3), torch.arange(3))
