@@ -22,4 +22,7 @@ def row(name: str, scores: list[float], temperature: float) -> list[float]:
     if name == "softmax":
         total = math.fsum(math.exp((s - max(scores)) / temperature) for s in scores)
         return [math.exp((s - max(scores)) / temperature) / total for s in scores]
+    if name == "rank":
+        below = [sum(t < s for t in scores) + (scores.count(s) - 1) / 2 for s in scores]
+        return [b / (len(scores) - 1) if len(scores) > 1 else 0.5 for b in below]
     raise KeyError(name)

@@ -88,7 +88,13 @@ def normalised(source: ScoreSource, name: str, setting: Setting | None = None) -
             f"neighbours and iterations must be at least 1; they are {setting.neighbours} and {setting.iterations}."
         )
     entry = NORMALISATIONS[name]
-    if entry.banked and (setting.bank is None or setting.bank.shape[1] != source.shape[1]):
+    if name != "none" and source.shape[1] == 0:
+        raise ValueError(f"'{name}' cannot be computed: the gallery is empty.")
+    if source.shape[0] == 0:
+        return source
+    if entry.banked and (
+        setting.bank is None or setting.bank.shape[1] != source.shape[1] or setting.bank.shape[0] == 0
+    ):
         given = "there is none" if setting.bank is None else f"it has shape {setting.bank.shape}"
         raise ValueError(
             f"'{name}' needs a bank of other queries, scored against the same {source.shape[1]} items; {given}."

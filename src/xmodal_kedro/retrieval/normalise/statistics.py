@@ -1,61 +1,147 @@
-"""Statistics of every row of a score source in one pass over tiles."""
+"""Statistics of the rows or columns of a score source, each in one pass over tiles or less.
+
+Tiles are fp32 and never coarse; what they add up to is kept in fp64. `dim` is that of torch: 1 runs over the gallery
+and leaves one number per query, 0 runs over the queries and leaves one per gallery item.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from xmodal_kedro.retrieval.scores import ScoreSource
+from xmodal_kedro.retrieval.scores import EmbeddingScores, ScoreSource, Transposed
 
-STATISTICS_TILE = (512, 2048)  # fixed, so that the statistics do not depend on the tiles of whoever ranks
+CPU_TILE = (512, 2048)  # fixed, so that statistics do not depend on the tiles of whoever ranks
+GPU_TILE = (8192, 8192)
+CHUNK = 1024  # vectors that are turned into fp64 at once
 
 
-@dataclass(frozen=True, eq=False)
-class RowStatistics:
-    """Of the M scores of each row; all [N] fp64. `log_sum_exp` is that of the scores divided by the temperature."""
+class Moments(NamedTuple):
+    """Of the scores along one axis; all fp64. `std` is that of the whole population; `l2` is the Euclidean norm."""
 
-    l2: Tensor
     mean: Tensor
     std: Tensor
-    minimum: Tensor
-    maximum: Tensor
-    log_sum_exp: Tensor
+    l2: Tensor
 
 
-def row_statistics(source: ScoreSource, temperature: float = 1.0) -> RowStatistics:
-    """Statistics of every row in one pass over tiles; sums in fp64, the spread by Chan's update.
+class Extremes(NamedTuple):
+    """Lowest and highest score along one axis, fp64."""
 
-    Chan, Golub, LeVeque: Algorithms for computing the sample variance, The American Statistician 37 (1983).
+    low: Tensor
+    high: Tensor
+
+
+def moments(source: ScoreSource, dim: int = 1) -> Moments:
+    """Mean, standard deviation and norm along an axis that is not empty.
+
+    Of inner products they follow from the other side's mean and covariance: the mean of q.g over g is q.mean(g), the
+    variance is q C q. That takes O((N + M) D^2) in fp64 and no pass over the scores. Other sources take one pass, with
+    Chan's update of the spread (Chan, Golub, LeVeque: Algorithms for computing the sample variance, The American
+    Statistician 37, 1983).
+    """
+    if isinstance(source, Transposed):
+        return moments(source.source, 1 - dim)
+    length = source.shape[dim]
+    if isinstance(source, EmbeddingScores):
+        own, others = (source.queries, source.gallery) if dim == 1 else (source.gallery, source.queries)
+        mean, spread = _of_products(own, others)
+    else:
+        mean, spread = _of_tiles(source, dim)
+    return Moments(mean, (spread / length).sqrt(), (spread + length * mean.square()).sqrt())
+
+
+def extremes(source: ScoreSource, dim: int = 1) -> Extremes:
+    """Lowest and highest score along an axis that is not empty, in one pass."""
+    if isinstance(source, Transposed):
+        return extremes(source.source, 1 - dim)
+    low = _full(source, 1 - dim, torch.inf)
+    high = _full(source, 1 - dim, -torch.inf)
+    for places, scores in _tiles(source):
+        kept = places[1 - dim]
+        least, most = torch.aminmax(scores, dim=dim)
+        low[kept] = torch.minimum(low[kept], least.double())
+        high[kept] = torch.maximum(high[kept], most.double())
+    return Extremes(low, high)
+
+
+def log_sum_exp(source: ScoreSource, temperature: float, dim: int = 1, shift: Tensor | None = None) -> Tensor:
+    """log of the sum over an axis of exp(score / temperature + shift), in one pass.
+
+    Each tile is summed relative to its own maximum; a running maximum brings the tiles together. A tile's fp32 error
+    of e in the scores moves the result by e / temperature at most.
 
     Args:
-        source: [N, M], with M at least 1.
-        temperature: Divides the scores in `log_sum_exp`.
+        source: [N, M], not empty along `dim`.
+        temperature: Above zero.
+        dim: 1 sums over the gallery, 0 over the queries.
+        shift: fp64, along the axis that is summed over: [M] for dim 1, [N] for dim 0.
+
+    Returns:
+        [N] for dim 1, [M] for dim 0, fp64.
     """
+    if isinstance(source, Transposed):
+        return log_sum_exp(source.source, temperature, 1 - dim, shift)
+    shift = _full(source, dim, 0.0) if shift is None else shift
+    high = _full(source, 1 - dim, -torch.inf)
+    total = _full(source, 1 - dim, 0.0)
+    for places, scores in _tiles(source):
+        kept = places[1 - dim]
+        torch.add(shift[places[dim]].float().unsqueeze(1 - dim), scores, alpha=1.0 / temperature, out=scores)
+        most = scores.amax(dim, keepdim=True)
+        part = scores.sub_(most).exp_().sum(dim).double()
+        most = most.squeeze(dim).double()
+        above = torch.maximum(high[kept], most)
+        total[kept] = total[kept] * (high[kept] - above).exp() + part * (most - above).exp()
+        high[kept] = above
+    return high + total.log()
+
+
+def _full(source: ScoreSource, dim: int, value: float) -> Tensor:
+    return torch.full((source.shape[dim],), value, dtype=torch.float64, device=source.device)
+
+
+def _tiles(source: ScoreSource) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """Every tile's place and its scores, which are the caller's to overwrite."""
     n, m = source.shape
-    if m == 0:
-        raise ValueError("there is no statistic of a row without scores: the gallery is empty.")
-
-    def full(value: float) -> Tensor:
-        return torch.full((n,), value, dtype=torch.float64, device=source.device)
-
-    squares, mean, spread = full(0.0), full(0.0), full(0.0)
-    low, high, exponentials = full(torch.inf), full(-torch.inf), full(-torch.inf)
-    height, width = STATISTICS_TILE
-    for top in range(0, n, height):
+    height, width = CPU_TILE if source.device.type == "cpu" else GPU_TILE
+    for top in tqdm(range(0, n, height), desc="normalise", unit="block", delay=3, leave=False, disable=None):
         rows = slice(top, min(top + height, n))
         for left in range(0, m, width):
-            scores = source.tile(rows, slice(left, min(left + width, m))).scores.double()
-            count = scores.shape[1]
-            tile_mean = scores.mean(1)
-            shift = tile_mean - mean[rows]
-            spread[rows] += (scores - tile_mean[:, None]).square().sum(1) + shift.square() * (
-                left * count / (left + count)
-            )
-            mean[rows] += shift * (count / (left + count))
-            squares[rows] += scores.square().sum(1)
-            low[rows] = torch.minimum(low[rows], scores.amin(1))
-            high[rows] = torch.maximum(high[rows], scores.amax(1))
-            exponentials[rows] = torch.logaddexp(exponentials[rows], torch.logsumexp(scores / temperature, 1))
-    return RowStatistics(squares.sqrt(), mean, (spread / m).sqrt(), low, high, exponentials)
+            columns = slice(left, min(left + width, m))
+            yield (rows, columns), source.tile(rows, columns).scores
+
+
+def _of_products(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean, and sum of squared distances from it, of the products of each vector [N, D] with all others [M, D]."""
+    centre = torch.stack([part.double().sum(0) for part in others.split(CHUNK)]).sum(0) / len(others)  # [D]
+    scatter = torch.zeros(len(centre), len(centre), dtype=torch.float64, device=own.device)
+    for part in others.split(CHUNK):
+        apart = part.double() - centre
+        scatter.addmm_(apart.T, apart)
+    mean, spread = [], []
+    for part in own.split(CHUNK):
+        wide = part.double()
+        mean.append(wide @ centre)
+        spread.append(((wide @ scatter) * wide).sum(1).clamp_(min=0.0))
+    return torch.cat(mean), torch.cat(spread)
+
+
+def _of_tiles(source: ScoreSource, dim: int) -> tuple[Tensor, Tensor]:
+    """Mean, and sum of squared distances from it, of the scores along an axis."""
+    mean, spread, seen = (_full(source, 1 - dim, 0.0) for _ in range(3))
+    for places, scores in _tiles(source):
+        kept, count = places[1 - dim], scores.shape[dim]
+        about = scores.mean(dim, keepdim=True)
+        apart = scores.sub_(about)
+        slip = apart.mean(dim).double()  # what fp32 rounded off the mean
+        own = torch.linalg.vector_norm(apart, dim=dim).double().square() - count * slip.square()
+        away = about.squeeze(dim).double() + slip - mean[kept]
+        share = count / (seen[kept] + count)
+        spread[kept] += own + away.square() * (seen[kept] * share)
+        mean[kept] += away * share
+        seen[kept] += count
+    return mean, spread.clamp_(min=0.0)
