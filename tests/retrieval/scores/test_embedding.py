@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from xmodal_kedro.retrieval.scores import EmbeddingScores
-from xmodal_kedro.retrieval.scores.embedding import fast_bf16
+from xmodal_kedro.retrieval.scores.precision import fast_bf16
 
 torch.set_num_threads(1)
 HALF = 2.0**-8  # half of the step of bf16 above 1: numbers 1 + HALF * odd lie between two of bf16

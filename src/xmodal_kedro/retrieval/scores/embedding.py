@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -11,15 +9,19 @@ import torch
 from torch import Tensor
 
 from xmodal_kedro.retrieval.scores.matrix import as_matrix
+from xmodal_kedro.retrieval.scores.precision import (
+    BF16_ROUNDING,
+    HUGE,
+    TINY,
+    fast_bf16,
+    input_rounding,
+    largest,
+    length_bound,
+    longest,
+    sums_in_fp32,
+)
 from xmodal_kedro.retrieval.scores.source import FP32_ROUNDING, Tile
 
-BF16_ROUNDING = 2.0**-8  # relative error of rounding to bf16, which has 8 significant bits
-INPUT_ROUNDING = {  # relative error of a product whose two fp32 factors torch is allowed to round
-    "tf32": 2.0**-10 + 2.0**-22,
-    "bf16": 2.0**-7 + 2.0**-16,
-}
-TINY = 2.0**-126  # the smallest normal number of fp32 and bf16: below it, processors may count with zero
-HUGE = 2.0**120  # products of this size could leave the range of fp32 and bf16
 MANY = 1 << 16  # exact scores at once; above it, it pays to look for pairs that occur twice
 
 
@@ -47,7 +49,7 @@ class EmbeddingScores:
                 "both must come from the same member."
             )
         self._lengths = _lengths(self.queries, "queries"), _lengths(self.gallery, "gallery")  # [N], [M]
-        self._reach = float(_max(self._lengths[0])) * float(_max(self._lengths[1]))
+        self._reach = float(longest(self._lengths[0])) * float(longest(self._lengths[1]))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,12 +70,12 @@ class EmbeddingScores:
         left, right = self.queries[queries], self.gallery[gallery]
         if not (coarse and self._reach < HUGE and fast_bf16(self.device)):
             return Tile(left @ right.T, torch.full((1, 1), self.noise, device=self.device))
-        with _sums_in_fp32(self.device):
+        with sums_in_fp32(self.device):
             scores = (left.bfloat16() @ right.bfloat16().T).float()
         (q_lengths, g_lengths), (q_lost, g_lost) = self._lengths, self._lost
-        q, g = _max(q_lengths[queries]), _max(g_lengths[gallery])
-        dq, dg = _max(q_lost[queries]), _max(g_lost[gallery])
-        noise = dq * g + (q + dq) * dg + BF16_ROUNDING * _size(scores)
+        q, g = longest(q_lengths[queries]), longest(g_lengths[gallery])
+        dq, dg = longest(q_lost[queries]), longest(g_lost[gallery])
+        noise = dq * g + (q + dq) * dg + BF16_ROUNDING * largest(scores)
         # four times the bound of an IEEE sum: tensor cores cut off where others round
         # (Fasi, Higham, Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor cores, PeerJ Computer Science 7, 2021)
         noise = noise + 4 * self._sum_rounding * (q + dq) * (g + dg) + self._underflow
@@ -86,9 +88,7 @@ class EmbeddingScores:
         Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., eq. (3.5). Where torch is allowed to round the
         inputs of a product (TF32, bf16), their error is added.
         """
-        backend = torch.backends.cuda if self.device.type == "cuda" else torch.backends.mkldnn
-        inputs = INPUT_ROUNDING.get(backend.matmul.fp32_precision, 0.0)
-        return (self._sum_rounding + inputs) * self._reach + self._underflow
+        return (self._sum_rounding + input_rounding(self.device)) * self._reach + self._underflow
 
     @property
     def _sum_rounding(self) -> float:
@@ -126,30 +126,6 @@ class EmbeddingScores:
         return _first_of_same(self.queries), _first_of_same(self.gallery)
 
 
-def fast_bf16(device: torch.device) -> bool:
-    """Whether products of bf16 are faster there than of fp32: on GPUs, and CPUs with instructions for them."""
-    if device.type == "cpu":
-        # without avx512_bf16 or AMX, oneDNN's products of bf16 are slower than those of fp32
-        has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return bool(has and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-@contextmanager
-def _sums_in_fp32(device: torch.device) -> Iterator[None]:
-    """Forbid CUDA to add up parts of a product in bf16, which it may by default."""
-    matmul = torch.backends.cuda.matmul
-    if device.type != "cuda" or not matmul.allow_bf16_reduced_precision_reduction:
-        yield
-        return
-    before = True, matmul.allow_bf16_reduced_precision_reduction_split_k
-    matmul.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        matmul.allow_bf16_reduced_precision_reduction = before
-
-
 def _tree_sum(terms: Tensor) -> Tensor:
     """Sum [K, D] over D by halving: the order is the same for every K and on every device. Overwrites its input."""
     while (width := terms.shape[1]) > 1:
@@ -176,7 +152,7 @@ def _first_of_same(vectors: Tensor) -> Tensor:
 
 def _lengths(vectors: Tensor, name: str) -> Tensor:
     """Upper bounds of the lengths [N] of vectors, found in blocks; also the check that all are finite."""
-    lengths = torch.cat([vectors.new_empty(0), *(_length(part) for part in vectors.split(1024))])
+    lengths = torch.cat([vectors.new_empty(0), *(length_bound(part) for part in vectors.split(1024))])
     if not bool(torch.isfinite(lengths).all()):
         row = int((~torch.isfinite(lengths)).nonzero()[0])
         raise ValueError(f"row {row} of the {name} is not finite (NaN, infinite, or too long for fp32).")
@@ -184,23 +160,4 @@ def _lengths(vectors: Tensor, name: str) -> Tensor:
 
 
 def _lost(vectors: Tensor) -> Tensor:
-    return torch.cat([vectors.new_empty(0), *(_length(part - part.bfloat16()) for part in vectors.split(1024))])
-
-
-def _length(vectors: Tensor) -> Tensor:
-    """Lengths [N], rounded up: roundings and underflow of their own sums are added."""
-    d = vectors.shape[1]
-    exact = torch.linalg.vector_norm(vectors, dim=1)
-    return exact * (1.0 + (d + 8) * FP32_ROUNDING) + (d * TINY) ** 0.5 * 2
-
-
-def _max(lengths: Tensor) -> Tensor:
-    return lengths.max() if len(lengths) else lengths.new_zeros(())
-
-
-def _size(scores: Tensor) -> Tensor:
-    """The largest absolute value of scores."""
-    if scores.numel() == 0:
-        return scores.new_zeros(())
-    low, high = torch.aminmax(scores)
-    return torch.maximum(-low, high)
+    return torch.cat([vectors.new_empty(0), *(length_bound(part - part.bfloat16()) for part in vectors.split(1024))])

@@ -13,15 +13,15 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from xmodal_kedro.retrieval.scores.embedding import (
+from xmodal_kedro.retrieval.scores.embedding import EmbeddingScores
+from xmodal_kedro.retrieval.scores.precision import (
     BF16_ROUNDING,
     HUGE,
-    EmbeddingScores,
-    _length,
-    _max,
-    _size,
-    _sums_in_fp32,
     fast_bf16,
+    largest,
+    length_bound,
+    longest,
+    sums_in_fp32,
 )
 from xmodal_kedro.retrieval.scores.source import FP32_ROUNDING, ScoreSource, Tile, Transposed
 
@@ -69,13 +69,13 @@ class LinearForm:
         start = 0
         for number, (one, scale) in enumerate(self.terms):
             right[:, start : (start := start + one.gallery.shape[1])] = one.gallery[gallery]
-            g, dg = _max(one._lengths[1][gallery]), _max(one._lost[1][gallery])
+            g, dg = longest(one._lengths[1][gallery]), longest(one._lost[1][gallery])
             q, dq = lengths[:, number], lost[:, number]
             noise += dq * g + (q + dq) * dg + scale[queries] * one._underflow + one._underflow
-        with _sums_in_fp32(left.device):
+        with sums_in_fp32(left.device):
             scores = (left @ right.T).float()
         sums = 8 * (left.shape[1] + 6) * FP32_ROUNDING * size
-        noise += BF16_ROUNDING * _size(scores) + sums + (len(self.terms) + 4) * FP32_ROUNDING * size
+        noise += BF16_ROUNDING * largest(scores) + sums + (len(self.terms) + 4) * FP32_ROUNDING * size
         return Tile(scores.add_(self.offset[queries, None].float()), _up(noise))
 
     def _left(self, queries: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,8 +89,8 @@ class LinearForm:
             for one, scale in self.terms:
                 exact = one.queries[queries] * scale[queries, None].float()
                 parts.append(exact.bfloat16())
-                lengths.append(_length(exact) * (1 + 4 * FP32_ROUNDING))
-                lost.append(_length(exact.sub_(parts[-1])) + 4 * FP32_ROUNDING * lengths[-1])
+                lengths.append(length_bound(exact) * (1 + 4 * FP32_ROUNDING))
+                lost.append(length_bound(exact.sub_(parts[-1])) + 4 * FP32_ROUNDING * lengths[-1])
             self._last.clear()
             self._last[key] = torch.cat(parts, 1), torch.stack(lengths, 1), torch.stack(lost, 1)
         return self._last[key]
