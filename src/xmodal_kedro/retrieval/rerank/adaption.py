@@ -28,7 +28,7 @@ SAME = 1e-7  # cosines of fp32 vectors that are closer say nothing
 def ask_adaption(asked: Asked) -> dict[Direction, Answer]:
     """Adaption scores from the member's embeddings and, where asked, those of the mirrored candidates."""
     config, part, candidates = asked.config, asked.part, asked.candidates["t2i"].rows
-    texts, vectors = asked.member.texts.take(part.text_ids), asked.member.images.take(part.image_ids)
+    texts, vectors = asked.vectors("t2i")
     wanted, place = np.unique(candidates, return_inverse=True)
     place = place.reshape(candidates.shape)
     mirrored: np.ndarray | None = None

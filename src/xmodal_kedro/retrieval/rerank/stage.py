@@ -18,8 +18,7 @@ from xmodal_kedro.retrieval.slices import Slice
 Direction = Literal["t2i", "i2t"]
 
 
-@dataclass(frozen=True, eq=False)
-class Candidates:
+class Candidates(NamedTuple):
     """The best of the first stage for every query of one direction.
 
     Attributes:
@@ -52,6 +51,11 @@ class Asked:
     device: torch.device | str = "cpu"
     checkpoint: Checkpoint | None = None
     images: ImageStore | None = None
+
+    def vectors(self, direction: Direction) -> tuple[np.ndarray, np.ndarray]:
+        """The member's vectors of the queries [N, D] and of the gallery [M, D] of a direction."""
+        texts, images = self.member.texts.take(self.part.text_ids), self.member.images.take(self.part.image_ids)
+        return (texts, images) if direction == "t2i" else (images, texts)
 
 
 class Answer(NamedTuple):
