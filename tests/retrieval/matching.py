@@ -37,6 +37,7 @@ class Matching(Backbone):
             )
         super().__init__(model, WIDTH, SIZE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
         self.images_seen: list[int] = []  # per call
+        self.memories_seen: list[int] = []  # per call: images
         self.pairs_seen: list[tuple[int, int]] = []  # per call: pairs, tokens of each
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -54,6 +55,10 @@ class Matching(Backbone):
     def image_states(self, pixels: Tensor) -> Tensor:
         self.images_seen.append(len(pixels))
         return self.model["dropout"](self.model["patches"](pixels).flatten(2).transpose(1, 2))
+
+    def image_memory(self, image_states: Tensor) -> tuple[Tensor, ...]:
+        self.memories_seen.append(len(image_states))
+        return super().image_memory(image_states)
 
     def match(self, image_states: Tensor, tokens: Tokens) -> Tensor:
         self.pairs_seen.append(tuple(tokens["input_ids"].shape))

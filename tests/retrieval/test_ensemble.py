@@ -140,8 +140,9 @@ def test_weights_may_be_equal_or_given() -> None:
 
 def test_matching_is_one_to_one_and_says_what_is_right_where_it_is_known() -> None:
     slices = cut_slices(TABLE, RELEVANCE, ["val", "test"])
-    table, left_out = match_slices(slices, embedding_scores(GOOD.texts, GOOD.images))
-    assert left_out == []
+    table, proofs = match_slices(slices, embedding_scores(GOOD.texts, GOOD.images))
+    assert [proof.split(":")[0] for proof in proofs] == [f"{part.split}/{part.group}" for part in slices]
+    assert all("gap" in proof for proof in proofs)
     for (split, group), rows in table.groupby(["split", "group"]):
         part = next(s for s in slices if (s.split, s.group) == (split, group))
         assert rows["text_id"].is_unique
@@ -184,6 +185,8 @@ def test_everybody_is_judged_on_the_same_queries_and_fused_stands_beside_what_wa
     table = compare_standings(again, fusion, evaluation).query("member == 'fused'")
     assert set(table["direction"]) == {"t2i"}
     assert not table["best_on_dev"].any()
+    both = compare_standings(again, fusion, evaluation, ["t2i", "i2t"]).query("member == 'fused'")
+    assert set(both["direction"]) == {"t2i", "i2t"}
     gain = table.set_index("metric").loc["map_at_10"]
     assert gain["low"] > 0
     assert gain["ensemble"] > gain["alone"]

@@ -22,6 +22,8 @@ Normalisation = Literal[
     "sinkhorn_transductive",
 ]
 
+BANKED = ("csls_bank", "inverted_softmax_bank", "qb_norm")  # normalisations that ask a bank of train
+
 
 class EvaluationConfig(Frozen):
     """How rankings are judged."""
@@ -55,6 +57,10 @@ class FusionConfig(Frozen):
     step: float = Field(0.1, gt=0.0, le=0.5, description="of the coordinate search")
     top_k: int = Field(10, ge=1, description="length of the rankings that are kept")
 
+    def normalisation_of(self, member: str) -> Normalisation:
+        """The normalisation of a member's scores."""
+        return self.normalisations.get(member, self.normalisation)
+
 
 class RerankConfig(Frozen):
     """Re-ordering of the first candidates of every query; what follows them keeps its place behind them.
@@ -66,12 +72,14 @@ class RerankConfig(Frozen):
     """
 
     method: Literal["itm", "adaption", "k_reciprocal", "query_expansion"]
-    directions: list[Literal["t2i", "i2t"]] = Field(["t2i"], min_length=1, description="whose candidates; of itm")
+    directions: list[Literal["t2i", "i2t"]] = Field(
+        ["t2i"], min_length=1, description="whose candidates; adaption: t2i alone"
+    )
     member: str = Field(description="whose matching head, or whose embeddings, decide")
     top_k: int = Field(10, ge=2, description="candidates per query")
     top_ks: dict[str, Annotated[int, Field(ge=2)]] = Field({}, description="per group, where it differs")
     formula: Literal["fused_plus_unit_itm", "itm_plus_fused", "itm"] = Field(
-        "fused_plus_unit_itm", description="of itm; unit: the logits of a text's candidates divided by their length"
+        "fused_plus_unit_itm", description="of itm; unit: the logits of a query's candidates divided by their length"
     )
     anchors: int = Field(10, ge=1, description="of adaption: best images that the query moves towards")
     neighbours: int = Field(10, ge=1, description="of adaption and k_reciprocal: k of the neighbourhoods")

@@ -257,6 +257,17 @@ class Backbone(nn.Module, ABC):
         """Logits [B] that text i is right for image i, from image states [B, T, C] and tokens [B, L]."""
         raise NotImplementedError(f"the backbone '{self.name}' has no image-text matching head")
 
+    def image_memory(self, image_states: Tensor) -> tuple[Tensor, ...]:
+        """What texts look at in images, from states [B, T, C]: tensors [B, ...], all that does not depend on a text."""
+        return (image_states,)
+
+    def match_memory(self, memory: tuple[Tensor, ...], images: Tensor, tokens: Tokens) -> Tensor:
+        """Logits [P] that text i is right for image `images[i]` of a memory: those of `match`, for inference alone.
+
+        Families in which part of `match` depends on the image alone do that part in `image_memory`.
+        """
+        return self.match(memory[0][images], tokens)
+
     def begin_training(self, config: TrainConfig) -> None:
         """Make what training alone needs, on the device of the parameters; called once before the first step.
 

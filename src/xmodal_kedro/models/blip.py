@@ -37,6 +37,7 @@ from xmodal_kedro.models.backbone import (
     seeded,
     trimmed,
 )
+from xmodal_kedro.models.blip_matching import first_states, keys_and_values
 from xmodal_kedro.models.blip_weights import POSITIONS, PUBLISHED, config_of, read_weights, resize_positions
 from xmodal_kedro.models.vocabulary import vocabulary_of, write_vocabulary
 
@@ -112,6 +113,20 @@ class Blip(Backbone):
         if not len(image_states):
             return image_states.new_zeros(0)
         return self._match(image_states, trimmed(tokens))[:, 1]
+
+    def image_memory(self, image_states: Tensor) -> tuple[Tensor, ...]:
+        """Keys and values [B, T, H] of every layer that looks at the image, from states [B, T, C]."""
+        model: Any = self.model
+        return keys_and_values(model.text_encoder, image_states)
+
+    def match_memory(self, memory: tuple[Tensor, ...], images: Tensor, tokens: Tokens) -> Tensor:
+        """Logits [P] that text i is right for image `images[i]` of a memory; the same as `match`, without dropout."""
+        if not len(images):
+            return memory[0].new_zeros(0)
+        model: Any = self.model
+        states = first_states(model.text_encoder, memory, images, self._asking(tokens), tokens["attention_mask"])
+        logits: Tensor = model.itm_head(states)
+        return logits[:, 1]
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Texts to tokens [B, L]; [CLS] is first, `match` replaces it."""
@@ -225,11 +240,16 @@ class Blip(Backbone):
     def _match(self, image_states: Tensor, tokens: Tokens) -> Tensor:
         """Logits [B, 2] of (wrong, right)."""
         model: Any = self.model
-        ids = tokens["input_ids"].clone()
-        ids[:, 0] = self.matching_token
+        ids = self._asking(tokens)
         output = model.text_encoder(ids, tokens["attention_mask"], encoder_hidden_states=image_states)
         logits: Tensor = model.itm_head(output.last_hidden_state[:, 0])
         return logits
+
+    def _asking(self, tokens: Tokens) -> Tensor:
+        """Ids [B, L] with [ENC] for [CLS]."""
+        ids = tokens["input_ids"].clone()
+        ids[:, 0] = self.matching_token
+        return ids
 
     @classmethod
     def from_config(cls, architecture: Mapping[str, object], seed: int, texts: Sequence[str] = ()) -> Self:

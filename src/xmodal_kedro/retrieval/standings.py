@@ -48,18 +48,26 @@ def judge_standings(
     return standings | {ENSEMBLE: judge_slices(slices, reordered(mixture, reranking), ks)}
 
 
-def compare_standings(standings: Standings, fusion: FusionConfig, evaluation: EvaluationConfig) -> pd.DataFrame:
+def compare_standings(
+    standings: Standings, fusion: FusionConfig, evaluation: EvaluationConfig, reranked: Sequence[str] = ("t2i",)
+) -> pd.DataFrame:
     """The ensemble against everybody else on val (dev where there is no val), paired.
+
+    Args:
+        standings: Of `judge_standings`.
+        fusion: Its metric comes first.
+        evaluation: Cut-offs of R@k, and the seed of the resampling.
+        reranked: Directions that are re-ranked, where any is.
 
     Returns:
         Columns of `compare` with `split` in front and, where there is a dev split, `best_on_dev`: the member that one
-        would have chosen instead of the ensemble. `fused` is compared in t2i alone: re-ranking changes nothing else.
+        would have chosen instead of the ensemble. `fused` is compared in `reranked` alone: nothing else has changed.
     """
     split = "val" if "val" in standings[ENSEMBLE] else "dev"
     metrics = list(dict.fromkeys([fusion.metric, *(f"recall_at_{k}" for k in evaluation.ks)]))
     others = {name: found[split] for name, found in standings.items() if name != ENSEMBLE}
     table = compare(standings[ENSEMBLE][split], others, metrics, evaluation.seed)
-    table = table[(table["member"] != FUSED) | (table["direction"] == "t2i")].reset_index(drop=True)
+    table = table[(table["member"] != FUSED) | table["direction"].isin(list(reranked))].reset_index(drop=True)
     table.insert(0, "split", split)
     if "dev" in standings[ENSEMBLE]:
         on_dev = {name: found["dev"] for name, found in standings.items() if name not in (ENSEMBLE, FUSED)}

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.models.small import small_backbone
-from tests.retrieval.matching import SIZE, Matching
+from tests.retrieval.matching import SIZE, WIDTH, Matching
+from xmodal_kedro.retrieval.rerank import itm
 from xmodal_kedro.retrieval.rerank.itm import combined, match_logits
 
 TEXTS = ["a red car", "bus", "", "a woman in a long blue coat, seen from behind", "van"]
@@ -42,17 +43,30 @@ def test_images_are_encoded_once_and_pairs_matched_once_in_small_batches() -> No
     match_logits(backbone, PIXELS, images, TEXTS, captions, batch_size=4)
     distinct = set(zip(images.tolist(), captions.tolist(), strict=True))
     assert len(distinct) < 200
-    assert sum(backbone.images_seen) == len(set(images.tolist()))
+    assert sum(backbone.images_seen) == sum(backbone.memories_seen) == len(set(images.tolist()))
     assert sum(pairs for pairs, _ in backbone.pairs_seen) == len(distinct)
     assert max(backbone.images_seen) <= 4  # states of more images are never there
     assert max(pairs for pairs, _ in backbone.pairs_seen) <= 4
 
 
-def test_captions_are_sorted_by_length_and_trimmed() -> None:
-    captions = np.tile([3, 1, 4, 2], 8)  # texts of 46, 4, 4 and 1 tokens, in turn
+def test_texts_of_an_image_are_matched_longest_first_and_trimmed() -> None:
+    texts = ["x" * length for length in np.random.default_rng(2).permutation(20)]
     backbone = Matching()
-    match_logits(backbone, PIXELS, np.repeat(np.arange(8), 4), TEXTS, captions, batch_size=8)
-    assert backbone.pairs_seen == [(8, len(TEXTS[3]) + 1), (8, 4), (8, 4), (8, 1)]
+    match_logits(backbone, PIXELS, np.full(20, 7), texts, np.arange(20), batch_size=8)
+    assert backbone.pairs_seen == [(8, 19 + 1), (8, 11 + 1), (4, 3 + 1)]
+
+
+def test_no_more_images_are_in_memory_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, captions = np.repeat(np.arange(11), 3), np.tile([0, 1, 3], 11)
+    expected = match_logits(Matching(), PIXELS, images, TEXTS, captions)
+    of_image = 16 * WIDTH * 4  # bytes of its states
+    for bound, memories in ((3 * of_image + 5, [1, 3, 3, 1, 1, 2]), (1, [1] * 11), (2**30, [1, 7, 1, 2])):
+        monkeypatch.setattr(itm, "MEMORY", bound)
+        backbone = Matching()
+        found = match_logits(backbone, PIXELS, images, TEXTS, captions, batch_size=8)
+        assert backbone.memories_seen == memories  # of 8 images and then of 3; the first of each tells how many fit
+        assert sum(pairs for pairs, _ in backbone.pairs_seen) == 33
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_to_match_gives_nothing() -> None:
@@ -88,7 +102,7 @@ def test_formulas_are_as_published() -> None:
     np.testing.assert_allclose(combined(fused, itm, "fused_plus_unit_itm"), [[0.5 + 0.6, 0.25 - 0.8], [1.0, 0.0]])
 
 
-@pytest.mark.parametrize("batch_size", [2, 64])
+@pytest.mark.parametrize("batch_size", [2, 5, 64])
 def test_blip_matches_as_it_would_each_pair_alone(batch_size: int) -> None:
     backbone = small_backbone("blip")
     pixels = np.random.default_rng(3).integers(0, 256, (6, backbone.image_size, backbone.image_size, 3), dtype=np.uint8)

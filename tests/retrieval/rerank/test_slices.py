@@ -112,7 +112,18 @@ def test_rankings_are_those_of_each_text_alone(formula: str) -> None:
 
 def test_the_table_says_what_happened() -> None:
     table = rerank(config(top_k=5), [*SLICES, *EMPTY])
-    columns = ["split", "group", "query_id", "gallery_id", "first_rank", "fused", "second", "score", "rank"]
+    columns = [
+        "split",
+        "group",
+        "direction",
+        "query_id",
+        "gallery_id",
+        "first_rank",
+        "fused",
+        "second",
+        "score",
+        "rank",
+    ]
     assert list(table.columns) == columns
     assert len(table) == 17 * 5 + 5 * 4 + 6 * 5  # a gallery of 4 has 4 candidates
     for _, rows in table.groupby(["split", "group", "query_id"], sort=False):
@@ -169,6 +180,38 @@ def test_images_over_texts_stay_as_they_are() -> None:
     assert judged[1].values["mrr"].tolist() == again[1].values["mrr"].tolist()
     assert judged[0].values["mrr"].tolist() != again[0].values["mrr"].tolist()
     assert judged[0].values["recall_at_10"].tolist() == again[0].values["recall_at_10"].tolist()
+
+
+@pytest.mark.parametrize("directions", [["i2t"], ["i2t", "t2i"], ["t2i", "i2t", "i2t"]])
+def test_both_directions_are_re_ranked_from_the_same_logits(directions: list[str]) -> None:
+    settings = config(directions=directions, top_k=6, top_ks={"pedestrian": 3})
+    seen = len(BACKBONE.pairs_seen)
+    reranking = rerank(settings)
+    matched = sum(pairs for pairs, _ in BACKBONE.pairs_seen[seen:])
+    table, before = (rank_slices(SLICES, scores, top_k=9) for scores in (reordered(SCORES, reranking), SCORES))
+    assert set(reranking["direction"]) == set(directions)
+    candidates = 0
+    for part in SLICES:
+        fused, itm, k = dense(part), logits(part), 3 if part.group == "pedestrian" else 6
+        asked = set()
+        text_of = dict(zip(part.text_ids, part.texts, strict=True))
+        for direction, first, second in (("t2i", fused, itm), ("i2t", fused.T, itm.T)):
+            ids = (part.text_ids, part.image_ids) if direction == "t2i" else (part.image_ids, part.text_ids)
+            of = f"split == '{part.split}' and group == '{part.group}' and direction == '{direction}'"
+            rows = table.query(of)
+            if direction not in directions:
+                pd.testing.assert_frame_equal(rows, before.query(of))
+                continue
+            for number, query in enumerate(ids[0]):
+                expected = slow.reranked(first[number], second[number], k, settings.formula)[:9]
+                assert rows.loc[rows["query_id"] == query, "gallery_id"].tolist() == [ids[1][i] for i in expected]
+            found = reranking.query(of)
+            pairs = zip(found["query_id"], found["gallery_id"], strict=True)
+            asked |= {(text_of[q], g) if direction == "t2i" else (text_of[g], q) for q, g in pairs}
+        candidates += len(asked)
+    assert matched == candidates  # the union of both directions, equal texts once
+    if len(set(directions)) == 2:
+        assert matched < 0.8 * len(reranking)
 
 
 def test_a_perfect_second_stage_puts_what_is_right_first() -> None:

@@ -90,9 +90,9 @@ def rank_ensemble(
     slices = cut_slices(captions, relevance, RANKED)
     scores = reordered(fused_scores(members, fusion["weights"], ensemble.fusion), reranking)
     ranking = rank_slices(slices, scores, max(ensemble.fusion.top_k, ensemble.submission.top_k))
-    matching, left_out = match_slices(slices, scores)
-    for reason in left_out:
-        log.warning("Not matched one to one: %s", reason)
+    matching, proofs = match_slices(slices, scores)
+    for proof in proofs:
+        log.info("Matched one to one: %s", proof)
     return ranking, matching
 
 
@@ -127,7 +127,8 @@ def judge_ensemble(
     standings = judge_standings(members, slices, fusion["weights"], ensemble.fusion, evaluation.ks, reranking)
     tables = [judged_table(name, found, evaluation) for name, found in standings.items()]
     metrics = pd.concat(tables, ignore_index=True)
-    comparison = compare_standings(standings, ensemble.fusion, evaluation)
+    reranked = ensemble.rerank.directions if ensemble.rerank else []
+    comparison = compare_standings(standings, ensemble.fusion, evaluation, reranked)
     histogram = rank_histogram(best_ranks(standings))
     return tables[-1], recall_table(tables[-1]), comparison, histogram, leaderboard(metrics), leaderboard_bars(metrics)
 

@@ -1,4 +1,4 @@
-"""Logits of an image-text matching head for chosen pairs: each image encoded once, each pair matched once."""
+"""Logits of an image-text matching head for chosen pairs: each image looked at once, each pair matched once."""
 
 from __future__ import annotations
 
@@ -11,30 +11,47 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from xmodal_kedro.models.backbone import Backbone, trimmed
+from xmodal_kedro.models.backbone import Backbone, Tokens, trimmed
 from xmodal_kedro.retrieval.embed import Precision, inference
 from xmodal_kedro.retrieval.rerank.stage import Answer, Asked, Direction, second_stage
 from xmodal_kedro.training.batches import pinned, prefetched
 
+MEMORY = 512 * 2**20  # bytes of what texts look at in images, at once
 
-@second_stage("itm", head=True)
+
+@second_stage("itm", head=True, directions=("t2i", "i2t"))
 def ask_itm(asked: Asked) -> dict[Direction, Answer]:
-    """Logits of the checkpoint's matching head, and what the formula makes of them; equal texts are matched once."""
+    """Logits of the checkpoint's matching head, and what the formula makes of them; equal texts are matched once.
+
+    A pair that is a candidate in both directions is matched once, too.
+    """
     assert asked.checkpoint is not None, "config.looks"
     assert asked.images is not None, "config.looks"
-    config, part, candidates = asked.config, asked.part, asked.candidates["t2i"]
+    config, part = asked.config, asked.part
     captions, texts = pd.factorize(np.asarray(part.texts, dtype=object))
+    pairs = {direction: _text_and_image(direction, found.rows) for direction, found in asked.candidates.items()}
+    text, image = (np.concatenate(side) for side in zip(*pairs.values(), strict=True))
     logits = match_logits(
         asked.checkpoint.backbone,
         asked.images.pixels,
-        asked.images.rows(part.image_ids)[candidates.rows.ravel()],
-        [str(text) for text in texts],
-        np.repeat(captions, candidates.rows.shape[1]),
+        asked.images.rows(part.image_ids)[image],
+        [str(one) for one in texts],
+        captions[text],
         config.batch_size,
         asked.device,
         config.precision,
-    ).reshape(candidates.rows.shape)
-    return {"t2i": Answer(logits, combined(candidates.first, logits, config.formula))}
+    )
+    answers: dict[Direction, Answer] = {}
+    for direction, found in asked.candidates.items():
+        second, logits = logits[: found.rows.size].reshape(found.rows.shape), logits[found.rows.size :]
+        answers[direction] = Answer(second, combined(found.first, second, config.formula))
+    return answers
+
+
+def _text_and_image(direction: Direction, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of text and image [N * K] in the slice of every query and its candidates [N, K]."""
+    queries, gallery = np.repeat(np.arange(len(rows)), rows.shape[1]), rows.ravel()
+    return (queries, gallery) if direction == "t2i" else (gallery, queries)
 
 
 def match_logits(
@@ -49,8 +66,8 @@ def match_logits(
 ) -> np.ndarray:
     """Match pairs of an image and a text.
 
-    The pairs are worked off image by image, `batch_size` images at a time: memory holds the states of these, however
-    large the gallery is. Their pairs are matched longest text first, so that little padding is computed.
+    The pairs are worked off image by image: at any time there are the states of `batch_size` images and, of as many of
+    these as fit into `MEMORY` (one at least), what texts look at in them, however large the gallery is.
 
     Args:
         backbone: One that `matches`; moved to `device`.
@@ -77,7 +94,6 @@ def match_logits(
         return np.empty(0, np.float32)
     image, caption = np.divmod(pairs, len(texts))
     tokens = backbone.tokenize(list(texts))
-    lengths = tokens["attention_mask"].sum(1).numpy()
     transform = backbone.image_transform(train=False)
     logits = np.empty(len(pairs), np.float32)
 
@@ -92,16 +108,9 @@ def match_logits(
     with inference(backbone, device, precision), bar, closing(prefetched(chunks())) as ready:
         for start, part, raw in ready:
             states = backbone.image_states(transform(raw.to(device, non_blocking=True)))  # [B, T, C]
-            by_length = part.start + np.argsort(-lengths[caption[part]], kind="stable")
-            for at in range(0, len(by_length), batch_size):
-                chosen = by_length[at : at + batch_size]
-                batch = trimmed({name: values[caption[chosen]] for name, values in tokens.items()})
-                found = backbone.match(
-                    states[torch.from_numpy(image[chosen] - start).to(device)],
-                    {name: values.to(device) for name, values in batch.items()},
-                )
-                logits[chosen] = found.float().cpu().numpy()
-                bar.update(len(chosen))
+            for places, found in match_states(backbone, states, image[part] - start, tokens, caption[part], batch_size):
+                logits[part.start + places] = found
+                bar.update(len(places))
     if not np.isfinite(logits).all():
         wrong = int(np.flatnonzero(~np.isfinite(logits))[0])
         raise ValueError(
@@ -111,13 +120,49 @@ def match_logits(
     return logits[same]
 
 
+def match_states(
+    backbone: Backbone, states: Tensor, images: np.ndarray, tokens: Tokens, captions: np.ndarray, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Match pairs of images whose states are there with texts: all texts of an image after each other, longest first.
+
+    Args:
+        backbone: One that `matches`, ready for inference.
+        states: [B, T, C] of the images, on the device of the backbone.
+        images: [P] int64 place in `states` of each pair.
+        tokens: [N, L] of the texts, anywhere.
+        captions: [P] int64 row of `tokens` of each pair.
+        batch_size: Pairs at once.
+
+    Yields:
+        Places [<= batch_size] of pairs, each pair once, and their logits, fp32.
+    """
+    order = np.lexsort((-tokens["attention_mask"].sum(1).numpy()[captions], images))
+    start, fitting = 0, 1  # the first image tells how many fit
+    while start < len(states):
+        memory = backbone.image_memory(states[start : start + fitting])
+        count = len(memory[0])
+        first, last = np.searchsorted(images, [start, start + count], sorter=order)
+        for at in range(first, last, batch_size):
+            places = order[at : min(at + batch_size, last)]
+            batch = trimmed({name: values[captions[places]] for name, values in tokens.items()})
+            found = backbone.match_memory(
+                memory,
+                torch.from_numpy(images[places] - start).to(states.device),
+                {name: values.to(states.device) for name, values in batch.items()},
+            )
+            yield places, found.float().cpu().numpy()
+        start += count
+        fitting = max(1, MEMORY * count // sum(part.nbytes for part in memory))
+        del memory  # before the next one is there
+
+
 def combined(fused: np.ndarray, itm: np.ndarray, formula: str) -> np.ndarray:
-    """New scores of the candidates of texts.
+    """New scores of the candidates of queries.
 
     Args:
         fused: [N, K] scores of the first stage.
         itm: [N, K] logits.
-        formula: `fused_plus_unit_itm` adds the logits divided by the Euclidean length of the text's K logits, as the
+        formula: `fused_plus_unit_itm` adds the logits divided by the Euclidean length of the query's K logits, as the
             first place of CVPR 2023 track 2 meant to; `itm_plus_fused` adds them as they are, as BLIP (arXiv
             2201.12086) does; `itm` takes them alone.
 
