@@ -1,15 +1,33 @@
-"""One-to-one matching by trying all of them."""
+"""One-to-one matching by trying all of them, and by the dense solver for sizes where that would take too long."""
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
+from scipy.optimize import linear_sum_assignment
 
 
-def best_sum(scores: np.ndarray) -> float:
-    """Highest sum of scores over all one-to-one assignments of the shorter side."""
-    if scores.shape[0] > scores.shape[1]:
-        scores = scores.T
-    choices = itertools.permutations(range(scores.shape[1]), scores.shape[0])
-    return max(sum(scores[row, column] for row, column in enumerate(chosen)) for chosen in choices)
+def best_of_all(scores: np.ndarray, allowed: np.ndarray | None = None) -> tuple[int, float]:
+    """Most pairs that can be matched, and the highest sum of so many scores: every row takes a free item, or none."""
+    n, m = scores.shape
+    allowed = np.ones((n, m), dtype=bool) if allowed is None else allowed
+
+    def best(row: int, free: frozenset[int]) -> tuple[int, float]:
+        if row == n:
+            return 0, 0.0
+        found = [best(row + 1, free)]
+        for column in free:
+            if allowed[row, column]:
+                count, total = best(row + 1, free - {column})
+                found.append((count + 1, total + float(scores[row, column])))
+        return max(found)
+
+    return best(0, frozenset(range(m)))
+
+
+def dense(scores: np.ndarray, allowed: np.ndarray | None = None) -> tuple[int, float]:
+    """The same by scipy's dense solver: a pair that is not allowed costs more than all others can gain."""
+    allowed = np.ones(scores.shape, dtype=bool) if allowed is None else allowed
+    worst = 10 * (1 + np.abs(scores).max(initial=0.0)) * (1 + min(scores.shape))
+    rows, columns = linear_sum_assignment(np.where(allowed, scores.astype(np.float64), -worst), maximize=True)
+    kept = allowed[rows, columns]
+    return int(kept.sum()), float(scores.astype(np.float64)[rows[kept], columns[kept]].sum())

@@ -13,7 +13,7 @@ from xmodal_kedro.config.ensemble import FusionConfig
 from xmodal_kedro.retrieval.embeddings import Embeddings, check_made_by
 from xmodal_kedro.retrieval.fuse import DevPart, search_weights
 from xmodal_kedro.retrieval.judge import SliceScores
-from xmodal_kedro.retrieval.match import MatchTooLargeError, assign
+from xmodal_kedro.retrieval.match import assign
 from xmodal_kedro.retrieval.normalise import Setting, normalised
 from xmodal_kedro.retrieval.rank import rank, ranking_table
 from xmodal_kedro.retrieval.scores import EmbeddingScores, ScoreSource, Transposed, WeightedScores
@@ -157,19 +157,16 @@ def match_slices(slices: Sequence[Slice], scores: SliceScores) -> tuple[pd.DataF
     """One-to-one matching of every slice.
 
     Returns:
-        Columns `split, group, text_id, image_id, score, right` (null where there is no truth), and a sentence for
-        each slice that was too large for a dense matrix and has no rows.
+        Columns `split, group, text_id, image_id, score, right` (null where there is no truth), and a line for each
+        slice with the proof that no matching reaches a higher sum of scores.
     """
     tables: list[pd.DataFrame] = []
-    left_out: list[str] = []
+    proofs: list[str] = []
     for part in slices:
         if not (part.text_ids and part.image_ids):
             continue
-        try:
-            match = assign(scores(part)[0])
-        except MatchTooLargeError as error:
-            left_out.append(f"{part.split}/{part.group}: {error}")
-            continue
+        match = assign(scores(part)[0])
+        proofs.append(f"{part.split}/{part.group}: {match.certificate}")
         table = pd.DataFrame(
             {
                 "split": part.split,
@@ -183,7 +180,7 @@ def match_slices(slices: Sequence[Slice], scores: SliceScores) -> tuple[pd.DataF
         table["right"] = right if part.relevance.nnz else pd.NA
         tables.append(table)
     columns = ["split", "group", "text_id", "image_id", "score", "right"]
-    return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)), left_out
+    return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)), proofs
 
 
 def _origins(members: Sequence[Member]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from xmodal_kedro.data.image_store import ImageStore
 from xmodal_kedro.models.backbone import Backbone
 from xmodal_kedro.retrieval.embed import embed_images, embed_texts
 from xmodal_kedro.retrieval.embeddings import Embeddings
-from xmodal_kedro.retrieval.match import Match, MatchTooLargeError, assign
+from xmodal_kedro.retrieval.match import assign
 from xmodal_kedro.retrieval.metrics import Judged, judge_both, metric_table
 from xmodal_kedro.retrieval.scores import EmbeddingScores, ScoreSource
 from xmodal_kedro.retrieval.slices import Slice
@@ -29,7 +29,7 @@ def judge_slices(slices: Sequence[Slice], scores: SliceScores, ks: Sequence[int]
         if part.relevance.nnz:
             forward, backward = scores(part)
             judged = judge_both(
-                forward, part.relevance, ks, backward=backward, clusters=(part.clusters, None), match=_match(forward)
+                forward, part.relevance, ks, backward=backward, clusters=(part.clusters, None), match=assign(forward)
             )
             found.setdefault(part.split, {})[part.group] = list(judged)
     return found
@@ -86,11 +86,3 @@ def dev_metrics(
         return {f"{row.direction}.{row.metric}": float(row.value) for row in pooled.itertuples()}
 
     return evaluate
-
-
-def _match(scores: ScoreSource) -> Match | None:
-    """An assignment, unless its dense matrix would be large: then there is no matching accuracy."""
-    try:
-        return assign(scores, max_bytes=1 << 30)
-    except MatchTooLargeError:
-        return None
