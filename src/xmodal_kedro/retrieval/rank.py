@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xmodal_kedro.retrieval.counts import count_reaching
-from xmodal_kedro.retrieval.scores import ScoreSource, Tile, Transposed, flipped
+from xmodal_kedro.retrieval.scores import ScoreSource, Tile, Transposed
 
 Ties = Literal["pessimistic", "optimistic"]
-SPARE = 8  # candidates kept beyond k, so that scores within the noise around place k seldom need a second look
+SPARE = 16  # candidates kept beyond k, so that scores within the noise around place k seldom need a second look
+DOUBT = 128  # a fine tile costs as much as the exact scores of this part of its entries
+CROWDED = 16  # a fine tile costs less than a second look at this part of its rows
+LONGEST_PAUSE = 64  # tiles after which coarse ones are tried again, however often they failed
 BLOCK = 32  # columns whose maximum stands for them in the search for the best of a tile
 
 
@@ -68,8 +71,7 @@ def rank(
         ValueError: Shapes disagree, or a score is not finite (its query row and gallery row are named).
     """
     forward = _Direction(scores, _canonical(relevance, scores.shape), k, ties)
-    for queries, gallery, found in _tiles(scores, tile):
-        forward.see(found, queries, gallery)
+    _stream(scores, [forward], tile)
     return forward.ranking()
 
 
@@ -91,10 +93,7 @@ def rank_both(
     backward = _Direction(
         Transposed(scores), None if truth is None else _canonical(truth.T, scores.shape[::-1]), k, ties
     )
-    for queries, gallery, found in _tiles(scores, tile):
-        turned = flipped(found)
-        forward.see(found, queries, gallery)
-        backward.see(turned, gallery, queries)
+    _stream(scores, [forward, backward], tile)
     return forward.ranking(), backward.ranking()
 
 
@@ -116,6 +115,55 @@ def ranking_table(query_ids: Sequence[str], gallery_ids: Sequence[str], ranking:
     ).astype({"query_id": "str", "gallery_id": "str"})
 
 
+def _stream(scores: ScoreSource, directions: Sequence[_Direction], shape: tuple[int, int] | None) -> None:
+    """Show all tiles to the directions, the first as they are and the second transposed.
+
+    Coarse tiles come first. Where one leaves too much in doubt, the fine one takes its place; if that goes on, coarse
+    tiles are tried ever less often. What is found is the same.
+    """
+    height, width = shape or _tile_shape(scores.device)
+    pause, left = 1, 0  # tiles without a coarse try after the next one that fails, and from now on
+    blocks = list(_slices(scores.shape[0], height))
+    # a bar appears when it takes more than three seconds
+    for queries in tqdm(blocks, desc="rank", unit="block", delay=3, leave=False, disable=None):
+        for gallery in _slices(scores.shape[1], width):
+            if left == 0 and _look(scores, directions, queries, gallery, coarse=True):
+                pause = 1
+                continue
+            left, pause = (pause, min(2 * pause, LONGEST_PAUSE)) if left == 0 else (left - 1, pause)
+            _look(scores, directions, queries, gallery, coarse=False)
+
+
+def _look(
+    scores: ScoreSource, directions: Sequence[_Direction], queries: slice, gallery: slice, *, coarse: bool
+) -> bool:
+    """Show a tile to the directions; false, and nothing has happened, where a coarse one leaves too much in doubt."""
+    tile = _finite(scores.tile(queries, gallery, coarse=coarse), queries, gallery)
+    most = tile.scores.numel() // DOUBT if coarse else None
+    views = [(tile, queries, gallery), (Tile(tile.scores.T, tile.noise.T), gallery, queries)][: len(directions)]
+    best = [direction.best_with(*view, coarse=coarse) for direction, view in zip(directions, views, strict=True)]
+    if any(found is None for found in best):
+        return False
+    if directions[0].truth is not None:
+        directions[0].truth.leave_out(tile, queries, gallery)
+    counts = []
+    for direction, view in zip(directions, views, strict=True):
+        counts.append(direction.count(*view, most=most))
+        if counts[-1] is None:
+            return False
+    for direction, (_, rows, _), found, count in zip(directions, views, best, counts, strict=True):
+        direction.keep(rows, found, count)
+    return True
+
+
+class _Best(NamedTuple):
+    """Candidates [B, K] of each query, by descending upper bound; lower and upper bounds of their scores, fp32."""
+
+    upper: Tensor
+    lower: Tensor
+    rows: Tensor
+
+
 class _Direction:
     """What one direction keeps while tiles stream by: counts per relevant item, and the best candidates per query."""
 
@@ -126,20 +174,44 @@ class _Direction:
         self.scores, self.relevance, self.ties = scores, relevance, ties
         self.k = min(k, m)
         kept = min(self.k + SPARE, m) if self.k else 0
-        self.best = torch.full((n, kept), -torch.inf, device=scores.device)  # upper bounds of the candidates' scores
-        self.best_rows = torch.zeros((n, kept), dtype=torch.int64, device=scores.device)
+        lowest = torch.full((n, kept), -torch.inf, device=scores.device)
+        self.best = _Best(lowest, lowest.clone(), torch.zeros((n, kept), dtype=torch.int64, device=scores.device))
         self.truth = None if relevance is None else _Truth(scores, relevance)
 
-    def see(self, tile: Tile, queries: slice, gallery: slice) -> None:
-        """Take in a tile; the entries of relevant items are overwritten."""
-        if self.k:
-            values, columns = _best(tile.scores + tile.noise, self.best.shape[1])
-            values = torch.cat([self.best[queries], values], 1)
-            rows = torch.cat([self.best_rows[queries], columns + gallery.start], 1)
-            self.best[queries], order = values.topk(self.best.shape[1], dim=1)
-            self.best_rows[queries] = rows.gather(1, order)
+    def best_with(self, tile: Tile, queries: slice, gallery: slice, *, coarse: bool) -> _Best | None:
+        """The best candidates of the queries with those of the tile; none where a coarse tile tells too few apart."""
+        kept = self.best.upper.shape[1]
+        so_far = _Best(*(part[queries] for part in self.best))
+        if not self.k:
+            return so_far
+        upper, lower, columns = _best(Tile(tile.scores.contiguous(), tile.noise), kept)
+        both = _Best(
+            torch.cat([so_far.upper, upper], 1),
+            torch.cat([so_far.lower, lower], 1),
+            torch.cat([so_far.rows, columns + gallery.start], 1),
+        )
+        order = both.upper.topk(kept, dim=1).indices
+        found = _Best(*(part.gather(1, order) for part in both))
+        if coarse and kept < self.scores.shape[1]:
+            reached = found.lower.topk(self.k, dim=1).values[:, -1]
+            if bool((reached <= found.upper[:, -1]).sum() * CROWDED > len(reached)):
+                return None
+        return found
+
+    def count(self, tile: Tile, queries: slice, gallery: slice, *, most: int | None) -> Tensor | None:
+        """How many other items of the tile reach each relevant item of the queries; none where too much is in doubt."""
+        if self.truth is None:
+            return torch.zeros(0)
+        return self.truth.count(tile, queries, gallery, ties=self.ties == "pessimistic", most=most)
+
+    def keep(self, queries: slice, best: _Best | None, counts: Tensor | None) -> None:
+        """Take in what has been found of a tile."""
+        assert best is not None
+        assert counts is not None
+        for part, new in zip(self.best, best, strict=True):
+            part[queries] = new
         if self.truth is not None:
-            self.truth.see(tile, queries, gallery, ties=self.ties == "pessimistic")
+            self.truth.counts[self.truth.of(queries)] += counts
 
     def ranking(self) -> Ranking:
         """The result, once every tile has been seen."""
@@ -155,15 +227,21 @@ class _Direction:
 
     def _top(self) -> tuple[Tensor, Tensor]:
         """Order the candidates by exact scores; look again at queries where an item that was dropped may belong."""
-        n, kept = self.best_rows.shape
-        query = torch.arange(n, device=self.best_rows.device).repeat_interleave(kept)
-        exact = self.scores.pairs(query, self.best_rows.flatten())
-        rows, values = (part.view(n, kept)[:, : self.k] for part in _ordered(query, self.best_rows.flatten(), exact))
-        if 0 < kept < self.scores.shape[1]:
-            doubtful = (values[:, -1].float() <= self.best[:, -1]).nonzero()[:, 0]
+        upper, lower, rows = self.best
+        if not self.k:
+            return rows, lower.double()
+        likely = upper >= lower.topk(self.k, dim=1).values[:, -1:]  # the others are behind k candidates for sure
+        query, place = likely.nonzero(as_tuple=True)
+        items = rows[query, place]
+        items, exact = _ordered(query, items, self.scores.pairs(query, items))
+        ends = likely.sum(1).cumsum(0)
+        places = (ends - likely.sum(1))[:, None] + torch.arange(self.k, device=ends.device)
+        found, values = items[places], exact[places]
+        if upper.shape[1] < self.scores.shape[1]:
+            doubtful = (values[:, -1].float() <= upper[:, -1]).nonzero()[:, 0]
             for queries in doubtful.split(64) if len(doubtful) else ():
-                rows[queries], values[queries] = self._top_again(queries, values[queries, -1].float())
-        return rows, values
+                found[queries], values[queries] = self._top_again(queries, values[queries, -1].float())
+        return found, values
 
     def _top_again(self, queries: Tensor, reached: Tensor) -> tuple[Tensor, Tensor]:
         """The top k [Q, k] of `queries` [Q], of which at least k items are known to score `reached` [Q] or more."""
@@ -203,21 +281,31 @@ class _Truth:
         self.ahead = sizes[self.rows] - self.slots  # place among the relevant items of the query, for `order`
         self.counts = torch.zeros(len(order), dtype=torch.int64, device=device)
 
-    def see(self, tile: Tile, queries: slice, gallery: slice, *, ties: bool) -> None:
-        """Count the tile's other items that reach the relevant ones; `ties`: that score as high, too."""
-        part = slice(int(self.starts[queries.start]), int(self.starts[queries.stop]))
+    def of(self, queries: slice) -> slice:
+        """Where the relevant items of these queries stand."""
+        return slice(int(self.starts[queries.start]), int(self.starts[queries.stop]))
+
+    def leave_out(self, tile: Tile, queries: slice, gallery: slice) -> None:
+        """Overwrite the tile's relevant items, so that none of them is counted."""
+        part = self.of(queries)
+        rows, columns = self.rows[part], self.columns[part]
+        inside = (columns >= gallery.start) & (columns < gallery.stop)
+        tile.scores[rows[inside] - queries.start, columns[inside] - gallery.start] = -torch.inf
+
+    def count(self, tile: Tile, queries: slice, gallery: slice, *, ties: bool, most: int | None) -> Tensor | None:
+        """Count the tile's items that reach the relevant ones of its queries; `ties`: those that score as high, too."""
+        part = self.of(queries)
         rows, slots = self.rows[part] - queries.start, self.slots[part]
         if len(rows) == 0:
-            return
-        inside = (self.columns[part] >= gallery.start) & (self.columns[part] < gallery.stop)
-        tile.scores[rows[inside], self.columns[part][inside] - gallery.start] = -torch.inf
+            return self.counts[part].clone()
         thresholds = self.thresholds.new_full((len(tile.scores), int(slots.max()) + 1), torch.inf)
         thresholds[rows, slots] = self.thresholds[part]
 
         def exact(row: Tensor, column: Tensor) -> Tensor:
             return self.scores.pairs(row + queries.start, column + gallery.start)
 
-        self.counts[part] += count_reaching(tile, thresholds, exact, ties=ties)[rows, slots]
+        counts = count_reaching(tile, thresholds, exact, ties=ties, most=most)
+        return None if counts is None else counts[rows, slots]
 
     def ranks(self) -> Tensor:
         """[nnz] int64, aligned with the relevance."""
@@ -248,23 +336,28 @@ def _slices(length: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, length))
 
 
-def _tiles(scores: ScoreSource, shape: tuple[int, int] | None) -> Iterator[tuple[slice, slice, Tile]]:
-    """All tiles, each checked and the caller's to overwrite; a bar appears when it takes more than three seconds."""
-    height, width = shape or _tile_shape(scores.device)
-    blocks = list(_slices(scores.shape[0], height))
-    for queries in tqdm(blocks, desc="rank", unit="block", delay=3, leave=False, disable=None):
-        for gallery in _slices(scores.shape[1], width):
-            tile = scores.tile(queries, gallery)
-            if not bool(torch.isfinite(tile.scores.sum())) and not bool((finite := torch.isfinite(tile.scores)).all()):
-                row, column = (int(i) for i in (~finite).nonzero()[0])
-                raise ValueError(
-                    f"the score of query row {queries.start + row} and gallery row {gallery.start + column} is not a "
-                    "finite number."
-                )
-            yield queries, gallery, tile
+def _finite(tile: Tile, queries: slice, gallery: slice) -> Tile:
+    """The tile, if its scores are finite."""
+    if not bool(torch.isfinite(tile.scores.sum())) and not bool((finite := torch.isfinite(tile.scores)).all()):
+        row, column = (int(i) for i in (~finite).nonzero()[0])
+        raise ValueError(
+            f"the score of query row {queries.start + row} and gallery row {gallery.start + column} is not a "
+            "finite number."
+        )
+    return tile
 
 
-def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _best(tile: Tile, k: int) -> _Best:
+    """The k highest upper bounds of each row of a tile [B, G] (fewer, where G is); `rows` are columns of the tile."""
+    scores, noise = tile
+    uniform = noise.shape[1] == 1  # then scores and their upper bounds have the same order within a row
+    values, columns = _highest(scores if uniform else scores + noise, k)
+    noise = noise.expand_as(scores).gather(1, columns)
+    upper = values + noise if uniform else values
+    return _Best(upper, upper - 2 * noise, columns)
+
+
+def _highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest of each row [B, G] and their columns (fewer, where G is), by way of the best blocks of columns."""
     width = scores.shape[1]
     if width <= 2 * k * BLOCK:
