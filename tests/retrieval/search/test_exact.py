@@ -155,6 +155,38 @@ def test_no_coarse_score_is_off_by_more_than_it_says(make_filter, n_queries):
             assert float((off / (noise[query, 0] + coarse.rounding * scores.abs())).max()) > 0.1  # it says not too much
 
 
+def rounded_away(signs):
+    """A vector whose products with `signs` cancel, while what rounding to bf16 takes from it adds up to D / 256.
+
+    1 + 1/256 lies half-way between two numbers of bf16 and becomes 1; 1 + 3/256 becomes 1 + 4/256.
+    """
+    return 1 + np.where(signs > 0, 1, 3).astype(np.float32) / 256
+
+
+@pytest.mark.parametrize("of_gallery", [True, False])
+def test_the_noise_covers_roundings_that_all_add_up(of_gallery):
+    signs = np.resize([1.0, -1.0], 64).astype(np.float32)
+    rough = rounded_away(signs)
+    one, other = (signs, rough) if of_gallery else (rough, signs)
+    coarse = Coarse(torch.from_numpy(one[None]), halved(torch.from_numpy(np.stack([other, -other]))))  # of mean 0
+    _, noise = coarse.see(slice(0, 2), k=1)
+    _, column, scores = coarse.open(torch.tensor([0]), torch.tensor([0]))
+    off = abs(float(scores[0]) - float(signs @ rough))
+    assert column[0] == 0
+    assert off == 64 / 256
+    assert off <= float(noise) < 1.2 * off
+
+
+def test_a_row_whose_roundings_hide_it_behind_another_is_found():
+    signs = np.resize([1.0, -1.0], 64).astype(np.float32)
+    query = np.append(signs, 1.0)[None].astype(np.float32)
+    ahead = np.append(rounded_away(-signs), 0.0)  # scores 64 / 256, in bf16 128 / 256
+    behind = np.append(rounded_away(signs), 129 / 256)  # scores 65 / 256, in bf16 1 / 256
+    gallery = np.stack([ahead, behind, -ahead, -behind]).astype(np.float32)
+    check(ExactIndex(gallery, half=True), query, gallery, k=1)
+    assert ExactIndex(gallery, half=True).search(query, 1).rows.tolist() == [[1]]
+
+
 def test_empty_sides_and_more_than_there_is():
     gallery, queries = make(gaussian, n=4, q=2)
     index = ExactIndex(gallery, ["a", "b", "c", "d"])
