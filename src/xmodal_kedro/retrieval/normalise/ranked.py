@@ -7,6 +7,7 @@ from torch import Tensor
 
 from xmodal_kedro.retrieval.counts import count_reaching
 from xmodal_kedro.retrieval.normalise.registry import Setting, normalisation
+from xmodal_kedro.retrieval.normalise.statistics import checked
 from xmodal_kedro.retrieval.scores import FP32_ROUNDING, ScoreSource, Tile
 
 TOGETHER = 64  # consecutive rows whose pairs are ranked at once
@@ -80,12 +81,14 @@ class RankedRows:
             return self.source.pairs(row + top, column)
 
         tile = self.source.tile(block, slice(0, m))
-        above, reaching = (
-            count_reaching(tile, thresholds, exact, ties=ties)[row, slot].double() for ties in (False, True)
-        )
+        above, reaching = (count_reaching(tile, thresholds, exact, ties=ties) for ties in (False, True))
+        assert above is not None
+        assert reaching is not None  # no limit was set to what may be in doubt
+        higher, lower = above[row, slot].double(), m - reaching[row, slot].double()
         ranks = torch.empty_like(scores)
-        # M - reaching score lower, and half of the others that tie
-        ranks[order] = (m - reaching + (reaching - above - 1.0) / 2.0) / (m - 1)
+        ranks[order] = (
+            (lower + (m - 1.0 - higher)) / 2.0 / (m - 1)
+        )  # the middle of the places that those that tie share
         return ranks
 
     def _in_order(self, queries: slice) -> tuple[Tensor, Tensor]:
@@ -93,6 +96,7 @@ class RankedRows:
         if self._latest is None or self._latest[0] != queries:
             scores, noise = self.source.tile(queries, slice(0, self.shape[1]))
             size = scores.abs().amax(1, keepdim=True)  # exact scores were rounded to fp32
+            checked(size[:, 0], 0, queries.start)
             noise = noise.amax(1, keepdim=True) + 8 * FP32_ROUNDING * size
             self._latest = queries, scores.sort(dim=1).values, noise
         return self._latest[1], self._latest[2]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from xmodal_kedro.retrieval.normalise.registry import Setting, normalisation
 from xmodal_kedro.retrieval.normalise.rescaled import Rescaled
-from xmodal_kedro.retrieval.normalise.statistics import log_sum_exp
+from xmodal_kedro.retrieval.normalise.statistics import alike, checked, log_sum_exp
 from xmodal_kedro.retrieval.scores import ScoreSource
 
 CPU_BLOCK = 1 << 22  # scores of whole rows that are held at once: 16 MB
@@ -37,11 +37,13 @@ def sinkhorn_transductive(source: ScoreSource, setting: Setting) -> ScoreSource:
     u = torch.zeros(n, dtype=torch.float64, device=source.device)
     for _ in tqdm(range(setting.iterations), desc="sinkhorn", unit="round", delay=3, leave=False, disable=None):
         u, mass = _round(source, setting.temperature, v)
+        checked(u, 0)
         level = mass.log()
         if bool((faint := mass < FAINT).any()):
             exact = log_sum_exp(source, setting.temperature, dim=0, shift=u) + v
             level = torch.where(faint, exact, level)
         v = v + math.log(n / m) - level
+    u, v = alike(source, 0, u), alike(source, 1, v)
     scale = torch.full_like(u, 1.0 / setting.temperature)
     return Rescaled(source, scale, -u * setting.temperature, -v * setting.temperature, form="exponential")
 

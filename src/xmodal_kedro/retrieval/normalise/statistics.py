@@ -97,7 +97,31 @@ def log_sum_exp(source: ScoreSource, temperature: float, dim: int = 1, shift: Te
         above = torch.maximum(high[kept], most)
         total[kept] = total[kept] * (high[kept] - above).exp() + part * (most - above).exp()
         high[kept] = above
-    return high + total.log()
+    return alike(source, 1 - dim, checked(high + total.log(), 1 - dim))
+
+
+def checked(values: Tensor, dim: int, start: int = 0) -> Tensor:
+    """Statistics of queries (dim 0) or gallery items (dim 1) from `start` on, if all are finite.
+
+    Whatever comes after mixes rows and columns, and could name the wrong one.
+
+    Raises:
+        ValueError: One is not finite; its row is named.
+    """
+    if not bool((finite := torch.isfinite(values)).all()):
+        row = start + int((~finite).nonzero()[0])
+        raise ValueError(f"a score of {('query', 'gallery')[dim]} row {row} is not a finite number.")
+    return values
+
+
+def alike(source: ScoreSource, dim: int, values: Tensor) -> Tensor:
+    """Values along an axis where identical vectors have the very same: in their last bits, sums depend on the place.
+
+    Without it copies would no longer tie once their columns are shifted.
+    """
+    if isinstance(source, Transposed):
+        return alike(source.source, 1 - dim, values)
+    return values[source._distinct[dim]] if isinstance(source, EmbeddingScores) else values
 
 
 def _full(source: ScoreSource, dim: int, value: float) -> Tensor:

@@ -1,0 +1,398 @@
+"""What holds for every entry of the engine's registries, whatever the input: order, ties, tiles, copies, nothing, NaN.
+
+New normalisations, second stages, fusions and searchers are picked up by being registered.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+import xmodal_kedro.retrieval as engine
+from tests.reference import ranks as reference
+from xmodal_kedro.config.ensemble import RerankConfig
+from xmodal_kedro.retrieval.embeddings import Embeddings
+from xmodal_kedro.retrieval.ensemble import Member
+from xmodal_kedro.retrieval.match import assign
+from xmodal_kedro.retrieval.metrics import judge_both, metric_names, per_query
+from xmodal_kedro.retrieval.normalise import NORMALISATIONS, Setting, normalised
+from xmodal_kedro.retrieval.rank import rank, rank_both
+from xmodal_kedro.retrieval.rerank.stage import SECOND_STAGES, Asked, Candidates
+from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, ScoreSource, Transposed, WeightedScores
+from xmodal_kedro.retrieval.slices import Slice
+
+torch.set_num_threads(1)
+
+D = 6
+NAMES = sorted(NORMALISATIONS)
+WITHOUT_MODEL = sorted(name for name, stage in SECOND_STAGES.items() if not stage.head)
+same_cases = settings(derandomize=True, deadline=None, max_examples=12, database=None)
+sides = st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 7), st.integers(1, 11))  # seed, N, M
+
+
+class Problem:
+    """Queries and gallery of unit vectors, some of them copies of others, with many-to-many truth."""
+
+    def __init__(self, seed: int, n: int, m: int, *, copies: bool = True) -> None:
+        rng = np.random.default_rng(seed)
+        self.queries, self.gallery, self.bank = (unit(rng.standard_normal((rows, D))) for rows in (n, m, 5))
+        if copies:
+            self.queries, self.gallery = (side[rng.integers(0, len(side), len(side))] for side in self.sides)
+        self.truth = sparse.csr_array(rng.random((n, m)) < 0.3)
+        self.rng = rng
+
+    @property
+    def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.queries, self.gallery
+
+    def source(self, name: str = "none", *, backward: bool = False) -> ScoreSource:
+        """Scores of the queries over the gallery, or of the gallery over the queries, normalised by their own rows."""
+        queries, gallery = reversed(self.sides) if backward else self.sides
+        bank = EmbeddingScores(self.bank, gallery)
+        return normalised(EmbeddingScores(queries, gallery), name, Setting(0.1, neighbours=2, iterations=3, bank=bank))
+
+    def shuffled(self) -> tuple[Problem, np.ndarray, np.ndarray]:
+        other = object.__new__(Problem)
+        rows, columns = (self.rng.permutation(len(side)) for side in self.sides)
+        other.queries, other.gallery = self.queries[rows], self.gallery[columns]
+        other.truth = sparse.csr_array(self.truth.toarray()[rows][:, columns])
+        other.bank, other.rng = self.bank[self.rng.permutation(len(self.bank))], self.rng
+        return other, rows, columns
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def values(source: ScoreSource) -> np.ndarray:
+    """All exact scores, [N, M] fp64."""
+    n, m = source.shape
+    return source.pairs(torch.arange(n).repeat_interleave(m), torch.arange(m).repeat(n)).view(n, m).numpy()
+
+
+def dense(ranking) -> np.ndarray:
+    """Ranks of the relevant items at their places [N, M], 0 elsewhere."""
+    truth = ranking.relevance
+    found = sparse.csr_array((ranking.relevant_ranks, truth.indices, truth.indptr), shape=truth.shape)
+    return found.toarray()
+
+
+def ranks_of(source: ScoreSource, truth, **options) -> np.ndarray:
+    return dense(rank(source, truth, 0, **options))
+
+
+@contextmanager
+def other_tiles(shape: tuple[int, int]) -> Iterator[int]:
+    """Every constant of the engine that is the shape of a tile has this value; gives how many there are."""
+    changed = []
+    for found in pkgutil.walk_packages(engine.__path__, engine.__name__ + "."):
+        module = importlib.import_module(found.name)
+        for key, value in list(vars(module).items()):
+            if key.endswith("_TILE") and isinstance(value, tuple):
+                changed.append((module, key, value))
+                setattr(module, key, shape)
+    try:
+        yield len(changed)
+    finally:
+        for module, key, value in changed:
+            setattr(module, key, value)
+
+
+def tells_items_apart(name: str, problem: Problem) -> bool:
+    """Among copies of one query, each item's share of its column is the same: all tie but for rounding."""
+    both = (len(np.unique(side, axis=0)) for side in problem.sides)
+    return not NORMALISATIONS[name].transductive or min(both) > 1
+
+
+# --- every normalisation, and what ranks it -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@same_cases
+@given(sides)
+def test_order_of_rows_changes_nothing(name, sides):
+    problem = Problem(*sides)
+    assume(tells_items_apart(name, problem))
+    other, rows, columns = problem.shuffled()
+    source, turned = problem.source(name), other.source(name)
+    assert np.allclose(values(turned), values(source)[rows][:, columns], rtol=1e-5, atol=1e-6)
+    for ties in ("pessimistic", "optimistic"):
+        found = ranks_of(turned, other.truth, ties=ties)
+        # relevant items that tie share out their places in the order of the gallery: compare each query's places
+        expected = ranks_of(source, problem.truth, ties=ties)[rows]
+        assert np.array_equal(np.sort(found, axis=1), np.sort(expected, axis=1))
+    mine_both, theirs_both = (
+        judge_both(one.source(name), one.truth, backward=one.source(name, backward=True)) for one in (problem, other)
+    )
+    for mine, theirs in zip(mine_both, theirs_both, strict=True):
+        for metric in metric_names():
+            assert np.array_equal(np.sort(mine.values[metric]), np.sort(theirs.values[metric])), metric
+
+
+@pytest.mark.parametrize("name", NAMES)
+@same_cases
+@given(sides)
+def test_ranks_count_exact_scores(name, sides):
+    problem = Problem(*sides)
+    source, truth = problem.source(name), problem.truth.toarray()
+    for ties in ("pessimistic", "optimistic"):
+        found = ranks_of(source, problem.truth, ties=ties)
+        expected = reference.relevant_ranks(values(source).tolist(), truth, pessimistic=ties == "pessimistic")
+        assert [row[right].tolist() for row, right in zip(found, truth, strict=True)] == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+@same_cases
+@given(sides, st.tuples(st.integers(1, 4), st.integers(1, 5)))
+def test_tiles_change_no_rank(name, sides, tile):
+    problem = Problem(*sides)
+    assume(tells_items_apart(name, problem))
+    whole = rank(problem.source(name), problem.truth, 3)
+    split = rank(problem.source(name), problem.truth, 3, tile=tile)
+    for field in ("relevant_ranks", "top_rows", "top_scores"):
+        assert np.array_equal(getattr(whole, field), getattr(split, field)), field
+    with other_tiles(tile) as constants:
+        assert constants >= 2
+        everywhere = rank(problem.source(name), problem.truth, 3, tile=tile)
+    assert np.array_equal(whole.relevant_ranks, everywhere.relevant_ranks)
+    assert np.array_equal(whole.top_rows, everywhere.top_rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@same_cases
+@given(sides)
+def test_copies_tie(name, sides):
+    problem = Problem(*sides)
+    source = problem.source(name)
+    scores = values(source)
+    _, which = np.unique(problem.gallery, axis=0, return_inverse=True)
+    for group in range(which.max() + 1):
+        same = scores[:, which.ravel() == group]
+        assert (same == same[:, :1]).all()
+    top = rank(source, None, source.shape[1]).top_rows
+    for row, query in enumerate(problem.queries):
+        first = np.flatnonzero((problem.queries == query).all(1))[0]
+        assert np.array_equal(top[row], top[first])
+        tied = scores[row][top[row]]
+        assert (np.diff(tied) <= 0).all()
+        assert (np.diff(top[row])[np.diff(tied) == 0] > 0).all()  # of equal scores the earlier item
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 9), (6, 1), (4, 9)])
+def test_all_equal_scores_are_all_ties(name, n, m):
+    problem = Problem(0, n, m)
+    problem.queries[:], problem.gallery[:] = problem.queries[0], problem.gallery[0]
+    truth = np.zeros((n, m), bool)
+    truth[:, : (m + 1) // 2] = True
+    relevant = int(truth[0].sum())
+    worst, best = (ranks_of(problem.source(name), truth, ties=ties) for ties in ("pessimistic", "optimistic"))
+    assert np.array_equal(np.sort(worst[0][truth[0]]), np.arange(m - relevant, m) + 1)
+    assert np.array_equal(np.sort(best[0][truth[0]]), np.arange(relevant) + 1)
+    assert (worst == worst[0]).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("n", "m"), [(0, 4), (3, 0), (0, 0)])
+def test_empty_sides(name, n, m):
+    problem = Problem(0, n, m, copies=False)
+    if m == 0 and name != "none":  # a statistic of nothing
+        with pytest.raises(ValueError, match="gallery is empty"):
+            problem.source(name)
+        return
+    forward, backward = rank_both(problem.source(name), problem.truth, 5)
+    assert forward.top_rows.shape == (n, min(5, m))
+    assert backward.top_rows.shape == (m, min(5, n))
+    assert len(forward.relevant_ranks) == len(backward.relevant_ranks) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_score_that_is_no_number_is_named(name):
+    problem = Problem(0, 5, 7, copies=False)
+    source = MatrixScores(problem.queries @ problem.gallery.T)
+    source.matrix[3, 4] = torch.nan  # what a broken source of somebody's own may give
+    bank = EmbeddingScores(problem.bank, problem.gallery)
+    with pytest.raises(ValueError, match=r"query row 3|gallery row 4"):
+        rank(normalised(source, name, Setting(0.1, neighbours=2, iterations=2, bank=bank)), None, 3)
+
+
+# --- sources, ranks and metrics -------------------------------------------------------------------------------------
+
+
+@same_cases
+@given(sides)
+def test_ranks_equal_the_reference_where_scores_collide(sides):
+    seed, n, m = sides
+    rng = np.random.default_rng(seed)
+    left, right = (rng.integers(-1, 2, size=(rows, 3)) / 2 for rows in (n, m))  # few values: most scores are shared
+    truth = sparse.csr_array(rng.random((n, m)) < 0.4)
+    for source in (EmbeddingScores(left, right), MatrixScores(left @ right.T)):
+        for ties in ("pessimistic", "optimistic"):
+            forward, backward = rank_both(source, truth, 4, ties=ties)
+            assert np.array_equal(dense(forward), ranks_of(source, truth, ties=ties))
+            assert np.array_equal(dense(backward), ranks_of(Transposed(source), truth.T, ties=ties))
+        low, high = ranks_of(source, truth, ties="optimistic"), ranks_of(source, truth, ties="pessimistic")
+        assert (low <= high).all()
+        scores = left @ right.T
+        alone = (scores[:, :, None] == scores[:, None, :]).sum(2) == 1
+        assert np.array_equal(low[alone], high[alone])
+
+
+@same_cases
+@given(sides)
+def test_metrics_keep_their_bounds(sides):
+    problem = Problem(*sides)
+    worst, best = (rank(problem.source(), problem.truth, 0, ties=ties) for ties in ("pessimistic", "optimistic"))
+    judged = np.diff(problem.truth.indptr) > 0
+    ks = (1, 2, 5, 10)
+    for metric in metric_names(ks):
+        low, high = per_query(metric, worst), per_query(metric, best)
+        assert np.array_equal(np.isnan(low), ~judged)
+        low, high = low[judged], high[judged]
+        if metric.endswith("_rank"):
+            assert (low >= high).all()
+            assert ((high >= 1) & (low <= problem.source().shape[1])).all()
+        else:
+            assert (low <= high + 1e-12).all() or metric == "map_at_10_challenge"  # it may reward a miss
+            assert ((low >= 0) & (high <= 1 + 1e-12)).all()
+    recalls = np.stack([per_query(f"recall_at_{k}", worst)[judged] for k in ks])
+    assert (np.diff(recalls, axis=0) >= 0).all()
+
+
+def test_a_perfect_ranking_is_perfect():
+    vectors = unit(np.random.default_rng(0).standard_normal((6, D)))
+    for judged in judge_both(EmbeddingScores(vectors, vectors), sparse.eye_array(6, dtype=bool)):
+        for metric in metric_names():
+            assert np.allclose(judged.values[metric], 1.0), metric
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_vectors_that_are_no_numbers_are_named(bad, tmp_path):
+    vectors = unit(np.random.default_rng(0).standard_normal((4, D)))
+    broken = vectors.copy()
+    broken[2, 1] = bad
+    with pytest.raises(ValueError, match="row 2 of the queries"):
+        EmbeddingScores(broken, vectors)
+    with pytest.raises(ValueError, match="row 2 of the gallery"):
+        EmbeddingScores(vectors, broken)
+    with pytest.raises(ValueError, match="query row 2 and gallery row 1"):
+        MatrixScores(broken)
+    with pytest.raises(ValueError, match="'photo-2'"):
+        embeddings("image", broken, "photo").save(tmp_path / "embeddings")
+    with pytest.raises(ValueError, match="finite"):
+        WeightedScores([EmbeddingScores(vectors, vectors)], [bad])
+
+
+# --- matching -------------------------------------------------------------------------------------------------------
+
+
+@same_cases
+@given(sides)
+def test_matching_is_worth_the_same_in_any_order(sides):
+    problem = Problem(*sides)
+    other, *_ = problem.shuffled()
+    found, turned = assign(problem.source()), assign(other.source())
+    size = min(problem.source().shape)
+    for match in (found, turned):
+        assert len(match.query_rows) == len(set(match.query_rows)) == len(set(match.gallery_rows)) == size
+    assert worth(problem.source(), found) == pytest.approx(worth(other.source(), turned), rel=1e-9, abs=1e-9)
+    back = assign(Transposed(problem.source()))
+    assert worth(Transposed(problem.source()), back) == pytest.approx(worth(problem.source(), found), rel=1e-9)
+    row = problem.rng.permutation(len(problem.queries))[:size]
+    column = problem.rng.permutation(len(problem.gallery))[:size]
+    assert values(problem.source())[row, column].sum() <= worth(problem.source(), found) + 1e-9
+
+
+def test_matching_of_little():
+    assert len(assign(Problem(0, 0, 3, copies=False).source()).query_rows) == 0
+    assert len(assign(Problem(0, 3, 0, copies=False).source()).query_rows) == 0
+    one = Problem(1, 1, 8, copies=False)
+    assert assign(one.source()).gallery_rows.tolist() == [int(values(one.source())[0].argmax())]
+    equal = assign(MatrixScores(np.full((5, 5), 0.25)))
+    assert sorted(equal.gallery_rows.tolist()) == list(range(5))
+    broken = MatrixScores(np.zeros((3, 4)))
+    broken.matrix[1, 2] = torch.nan
+    with pytest.raises(ValueError, match="query row 1 and gallery row 2"):
+        assign(broken)
+
+
+def worth(source: ScoreSource, match) -> float:
+    return float(values(source)[match.query_rows, match.gallery_rows].sum())
+
+
+# --- second stages that ask no model --------------------------------------------------------------------------------
+
+
+def embeddings(side: str, vectors: np.ndarray, name: str) -> Embeddings:
+    ids = np.array([f"{name}-{row}" for row in range(len(vectors))], dtype=object)
+    return Embeddings(ids, vectors, {"member": "tiny", "side": side, "fingerprints": {"weights": "w"}})
+
+
+def asked(method: str, texts: np.ndarray, images: np.ndarray, rows: np.ndarray, direction: str) -> np.ndarray:
+    """What decides, [N, K]."""
+    member = Member("tiny", embeddings("text", texts, "text"), embeddings("image", images, "photo"))
+    truth = sparse.csr_array((len(texts), len(images)), dtype=bool)
+    part = Slice("val", "all", list(member.texts.ids), list(member.texts.ids), list(member.images.ids), truth)
+    queries, gallery = (texts, images) if direction == "t2i" else (images, texts)
+    first = np.take_along_axis(queries.astype(np.float64) @ gallery.astype(np.float64).T, rows, axis=1)
+    config = RerankConfig(
+        method=method,
+        member="tiny",
+        directions=[direction],
+        top_k=5,
+        anchors=3,
+        neighbours=2,
+        expansion=2,
+        mirrored=False,
+    )
+    found = SECOND_STAGES[method].ask(Asked(part, {direction: Candidates(rows, first)}, member, config))[direction]
+    assert found.score.shape == rows.shape
+    assert np.isfinite(found.score).all()
+    return np.asarray(found.score, dtype=np.float64)
+
+
+STAGES = [(name, direction) for name in WITHOUT_MODEL for direction in SECOND_STAGES[name].directions]
+
+
+@pytest.mark.parametrize(("method", "direction"), STAGES)
+@same_cases
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 9))
+def test_second_stage_knows_no_order(method, direction, seed, n, m):
+    rng = np.random.default_rng(seed)
+    queries, gallery = unit(rng.standard_normal((n, D))), unit(rng.standard_normal((m, D)))
+
+    def ask(queries: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        texts, images = (queries, gallery) if direction == "t2i" else (gallery, queries)
+        rows = rank(EmbeddingScores(queries, gallery), None, 5).top_rows
+        return rows, asked(method, texts, images, rows, direction)
+
+    rows, scores = ask(queries, gallery)
+    new, back = rng.permutation(n), rng.permutation(m)
+    turned_rows, turned = ask(queries[new], gallery[back])
+    assert np.array_equal(back[turned_rows], rows[new])
+    assert np.allclose(turned, scores[new], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("method", "direction"), STAGES)
+def test_second_stage_of_copies_and_of_nothing(method, direction):
+    rng = np.random.default_rng(0)
+    queries, gallery = unit(rng.standard_normal((3, D))), unit(rng.standard_normal((6, D)))
+    gallery[4] = gallery[1]
+    rows = np.tile(np.arange(6), (3, 1))
+    turn = (lambda a, b: (a, b)) if direction == "t2i" else (lambda a, b: (b, a))
+    scores = asked(method, *turn(queries, gallery), rows, direction)
+    assert np.allclose(scores[:, 4], scores[:, 1], rtol=1e-6, atol=1e-6)
+    equal = asked(method, *turn(queries, np.repeat(gallery[:1], 6, axis=0)), rows, direction)
+    assert (np.diff(equal, axis=1) <= 1e-6).all()  # nobody overtakes: lists of k copies are cut by their order
+    nobody = asked(method, *turn(queries[:0], gallery), rows[:0], direction)
+    assert nobody.shape == (0, 6)
+    assert asked(method, *turn(queries, gallery), rows[:, :1], direction).shape == (3, 1)
