@@ -9,7 +9,7 @@ from scipy import sparse
 
 from tests.reference import ranks as reference
 from xmodal_kedro.retrieval import rank as rank_module
-from xmodal_kedro.retrieval.counts import count_by_passes, count_by_search
+from xmodal_kedro.retrieval.counts import count_by_passes, count_by_search, count_reaching
 from xmodal_kedro.retrieval.normalise import Setting, normalised
 from xmodal_kedro.retrieval.rank import _highest, rank, rank_both, ranking_table
 from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, Tile, Transposed, WeightedScores
@@ -206,7 +206,7 @@ def test_both_ways_of_counting_are_the_loop(seed, rows, slots, width, ties):
         for row in range(rows)
     ]
     for shape in [(1, 1), (rows, 1), (rows, width)]:
-        for count in (count_by_passes, count_by_search):
+        for count in (count_by_passes, count_by_search, count_reaching) if slots else (count_by_passes, count_reaching):
             found = count(Tile(tile.scores, noise.expand(shape)), thresholds, lambda r, c: exact[r, c], ties=ties)
             assert found.tolist() == expected
 

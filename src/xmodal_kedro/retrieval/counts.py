@@ -1,7 +1,8 @@
 """How many scores of a tile reach each threshold of their line: by the tile where sure, else by exact scores.
 
-A line is a row of the tile, or a column: a transposed view is as good as a tile. Two ways lead to the same counts: two
-passes over the tile per threshold, which is best for a few per line, and a binary search per score.
+A line is a row of the tile, or a column: a transposed view is as good as a tile. Most often few scores reach even the
+lowest threshold of their line, and each of these is placed among the thresholds by a binary search. Where many do, the
+same is done a few lines at a time; lines with few thresholds are counted by two passes per threshold, which costs less.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from torch import Tensor
 from xmodal_kedro.retrieval.scores import Tile
 
 FEW = 8  # thresholds per line; above it a binary search per score costs less than passes per threshold
-AT_ONCE = 1 << 17  # scores whose places among many thresholds are searched at once
+SPARSE = 32  # searches for this part of a tile's scores cost as much as passes over all
+AT_ONCE = 1 << 17  # scores of the lines that are searched at once
 
 ExactScores = Callable[[Tensor, Tensor], Tensor]
 """Lines [K] and places [K] in them to the exact scores [K] fp64 of these entries of a tile."""
@@ -36,13 +38,20 @@ def count_reaching(
     Returns:
         [B, R] int64; none where too much is in doubt.
     """
+    if thresholds.numel() == 0:
+        return torch.zeros(thresholds.shape, dtype=torch.int64, device=thresholds.device)
+    lowest = thresholds[:, :1].float() - tile.noise
+    entries = _between(tile.scores, lowest, most=tile.scores.numel() // SPARSE)
+    if entries is not None:
+        return count_by_search(tile, thresholds, exact, ties=ties, most=most, entries=entries)
     lengths = (thresholds < torch.inf).sum(1)
     few, many = ((lengths <= FEW).nonzero()[:, 0], (lengths > FEW).nonzero()[:, 0])
-    parts = [(few, count_by_passes)] if len(few) else []
-    if len(many):
-        parts += [(lines, count_by_search) for lines in many.split(max(1, AT_ONCE // max(1, tile.scores.shape[1])))]
+    parts: list[tuple[Tensor, Callable[..., Tensor | None]]] = [(few, count_by_passes)]
+    parts += [(lines, count_by_search) for lines in many.split(max(1, AT_ONCE // tile.scores.shape[1]))]
     counts = torch.zeros(thresholds.shape, dtype=torch.int64, device=thresholds.device)
     for lines, count in parts:
+        if len(lines) == 0:
+            continue
         width = int(lengths[lines].max())
         part = tile if len(lines) == len(counts) else _lines(tile, lines)
 
@@ -83,7 +92,9 @@ def count_by_passes(
         if len(unsure) == 0:
             continue
         (scores, noise), bound = _lines(part, unsure), threshold[unsure]
-        position, place = _between(scores, bound - noise, bound + noise)
+        near = _between(scores, bound - noise, bound + noise)
+        assert near is not None
+        position, place = near
         line = lines[unsure[position]]
         value = exact(line, place)
         reaches = value >= thresholds[line, slot] if ties else value > thresholds[line, slot]
@@ -92,22 +103,38 @@ def count_by_passes(
 
 
 def count_by_search(
-    tile: Tile, thresholds: Tensor, exact: ExactScores, *, ties: bool, most: int | None = None
+    tile: Tile,
+    thresholds: Tensor,
+    exact: ExactScores,
+    *,
+    ties: bool,
+    most: int | None = None,
+    entries: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor | None:
-    """`count_reaching` by placing every score among its line's thresholds."""
+    """`count_reaching` by placing scores among their line's thresholds.
+
+    Args:
+        tile: As there, like what follows.
+        thresholds: With R of at least 1.
+        exact: As there.
+        ties: As there.
+        most: As there.
+        entries: Lines [K] and places [K] of all scores that may reach a threshold; found here by default.
+    """
     lines, slots = thresholds.shape
-    bounds = torch.cat([thresholds.float(), thresholds.new_full((lines, 1), torch.inf).float()], 1)  # [B, R + 1]
-    scores = tile.scores.contiguous()
-    # [B, G]: how many thresholds each score passes for sure
-    place = torch.searchsorted(bounds[:, :-1].contiguous(), scores - tile.noise)
-    unsure = bounds.gather(1, place) <= scores + tile.noise  # the next threshold may be passed as well
-    line, column = unsure.nonzero(as_tuple=True)
-    if most is not None and len(line) > most:
+    bounds = thresholds.float()
+    if entries is None:
+        entries = _between(tile.scores, bounds[:, :1] - tile.noise)
+        assert entries is not None
+    line, place = entries
+    scores, noise = tile.scores[line, place], tile.noise.expand_as(tile.scores)[line, place]
+    passed = _search(bounds, line, scores - noise, right=False)  # [K]: how many thresholds each passes for sure
+    unsure = (_search(bounds, line, scores + noise, right=True) != passed).nonzero()[:, 0]
+    if most is not None and len(unsure) > most:
         return None
-    if len(line):
-        place[line, column] = _search(thresholds, line, exact(line, column), right=ties)
-    place += torch.arange(lines, device=place.device)[:, None] * (slots + 1)
-    histogram = torch.bincount(place.flatten(), minlength=lines * (slots + 1)).view(lines, slots + 1)
+    if len(unsure):
+        passed[unsure] = _search(thresholds, line[unsure], exact(line[unsure], place[unsure]), right=ties)
+    histogram = torch.bincount(line * (slots + 1) + passed, minlength=lines * (slots + 1)).view(lines, slots + 1)
     return histogram.flip(1).cumsum(1).flip(1)[:, 1:]
 
 
@@ -127,12 +154,29 @@ def _lines(tile: Tile, lines: Tensor) -> Tile:
     return Tile(tile.scores[lines], tile.noise if len(tile.noise) == 1 else tile.noise[lines])
 
 
-def _between(scores: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the scores [B, G] from low to high, both broadcastable."""
+def _between(
+    scores: Tensor, low: Tensor, high: Tensor | None = None, most: int | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """Rows and columns of the scores [B, G] from low to high, both broadcastable; none where they are more than `most`.
+
+    Minus infinity, which stands for what must not be counted, lies below every bound.
+    """
     if scores.device.type != "cpu":
-        near = ((scores >= low) & (scores <= high)).nonzero()
-        return near[:, 0], near[:, 1]
-    values = scores.numpy()  # numpy finds the few among many ten times as fast as torch
-    found = np.flatnonzero((values >= low.numpy()) & (values <= high.numpy()))
-    row, column = np.divmod(found, scores.shape[1])
+        near = scores >= low
+        if high is not None:
+            near &= scores <= high
+        if most is not None and int(near.sum()) > most:
+            return None
+        found = near.nonzero()
+        return found[:, 0], found[:, 1]
+    if not scores.is_contiguous() and scores.T.is_contiguous():
+        turned = _between(scores.T, low.T, None if high is None else high.T, most)
+        return None if turned is None else (turned[1], turned[0])
+    values = scores.numpy()  # numpy finds few among many ten times as fast as torch
+    flags = values >= low.numpy()
+    if high is not None:
+        flags &= values <= high.numpy()
+    if most is not None and np.count_nonzero(flags) > most:
+        return None
+    row, column = np.divmod(np.flatnonzero(flags), max(1, scores.shape[1]))
     return torch.from_numpy(row), torch.from_numpy(column)
