@@ -91,7 +91,7 @@ def test_a_text_of_several_images_is_one_query_and_equal_texts_are_one_cluster()
 def test_fused_scores_are_the_published_formula(direction: str) -> None:
     part = cut_slices(TABLE, RELEVANCE, ["val"])[1]
     weights = {"good": 0.7, "poor": 0.3}
-    source = fused_scores([GOOD, POOR], weights, FusionConfig())(part)[direction == "i2t"]
+    source = fused_scores([GOOD, POOR], {"weights": weights}, FusionConfig())(part)[direction == "i2t"]
     expected = np.zeros(source.shape)
     for one in (GOOD, POOR):
         scores = dense(one, part) if direction == "t2i" else dense(one, part).T
@@ -168,7 +168,7 @@ def test_the_mixture_is_compared_with_each_member_on_the_same_queries() -> None:
 
 def test_everybody_is_judged_on_the_same_queries_and_fused_stands_beside_what_was_re_ranked() -> None:
     fusion, evaluation = FusionConfig(), EvaluationConfig(ks=[1], bootstrap=50)
-    weights = {"good": 0.5, "poor": 0.5}
+    weights = {"weights": {"good": 0.5, "poor": 0.5}}
     slices = cut_slices(TABLE, RELEVANCE, ["dev", "val"])
     plain = judge_standings([POOR, GOOD], slices, weights, fusion, [1])
     assert list(plain) == ["poor", "good", "ensemble"]
@@ -197,7 +197,7 @@ def test_everybody_is_judged_on_the_same_queries_and_fused_stands_beside_what_wa
     assert "before re-ranking" not in render_gain(found)
 
 
-def oracle(slices: list[Slice], weights: dict[str, float], fusion: FusionConfig) -> pd.DataFrame:
+def oracle(slices: list[Slice], weights: dict, fusion: FusionConfig) -> pd.DataFrame:
     """A re-ranking of the first five by somebody who knows what is right."""
     ranked = rank_slices(slices, fused_scores([POOR, GOOD], weights, fusion), 5).query("direction == 't2i'")
     truth = {
@@ -230,9 +230,13 @@ def test_sides_that_do_not_belong_together_are_refused() -> None:
 
 
 def test_weights_chosen_for_other_members_are_refused_and_retrained_members_named() -> None:
-    fusion = choose_weights([GOOD, POOR], [], FusionConfig(weights="equal"))
-    assert check_fusion(fusion, [POOR, GOOD]) == []
+    equal = FusionConfig(weights="equal")
+    fusion = choose_weights([GOOD, POOR], [], equal)
+    assert check_fusion(fusion, [POOR, GOOD], equal) == []
     with pytest.raises(ValueError, match=r"chosen for good, poor, but the members are good: run --pipelines=ensemble"):
-        check_fusion(fusion, [GOOD])
+        check_fusion(fusion, [GOOD], equal)
+    for other in ({"normalisation": "zscore"}, {"normalisations": {"poor": "none"}}, {"method": "learned"}):
+        with pytest.raises(ValueError, match=r"chosen with ensemble\.fusion (method|normalisations) "):
+            check_fusion(fusion, [GOOD, POOR], FusionConfig(weights="equal", **other))
     fusion["members"]["poor"] = {"weights": "of an older training"}
-    assert check_fusion(fusion, [GOOD, POOR]) == ["poor"]
+    assert check_fusion(fusion, [GOOD, POOR], equal) == ["poor"]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from xmodal_kedro.config.ensemble import FusionConfig
+from xmodal_kedro.config.ensemble import BANKED, FusionConfig
 from xmodal_kedro.retrieval.embeddings import Embeddings, check_made_by
-from xmodal_kedro.retrieval.fuse import DevPart, search_weights
+from xmodal_kedro.retrieval.fuse import FUSIONS, DevPart
 from xmodal_kedro.retrieval.judge import SliceScores
 from xmodal_kedro.retrieval.match import assign
 from xmodal_kedro.retrieval.normalise import Setting, normalised
 from xmodal_kedro.retrieval.rank import rank, ranking_table
-from xmodal_kedro.retrieval.scores import EmbeddingScores, ScoreSource, Transposed, WeightedScores
+from xmodal_kedro.retrieval.scores import EmbeddingScores, ScoreSource, Transposed
 from xmodal_kedro.retrieval.slices import Slice
 
 
@@ -30,11 +31,15 @@ class Member:
 
     def scores(self, part: Slice, fusion: FusionConfig, direction: str) -> ScoreSource:
         """Normalised scores of a slice: texts over images for `t2i`, images over texts for `i2t`."""
-        source: ScoreSource = EmbeddingScores(self.texts.take(part.text_ids), self.images.take(part.image_ids))
-        source = source if direction == "t2i" else Transposed(source)
-        return normalised(
-            source, fusion.normalisations.get(self.name, fusion.normalisation), Setting(fusion.temperature)
-        )
+        texts, images = self.texts.take(part.text_ids), self.images.take(part.image_ids)
+        source: ScoreSource = EmbeddingScores(texts, images)
+        name = fusion.normalisation_of(self.name)
+        bank = None
+        if name in BANKED:
+            queries, gallery = (self.texts, images) if direction == "t2i" else (self.images, texts)
+            bank = EmbeddingScores(_bank_of(queries, part.group, fusion), gallery)
+        setting = Setting(fusion.temperature, fusion.neighbours, fusion.iterations, bank)
+        return normalised(source if direction == "t2i" else Transposed(source), name, setting)
 
 
 def pair_members(embeddings: Sequence[Embeddings], captions: str) -> list[Member]:
@@ -58,79 +63,80 @@ def pair_members(embeddings: Sequence[Embeddings], captions: str) -> list[Member
 
 
 def choose_weights(members: Sequence[Member], dev: Sequence[Slice], fusion: FusionConfig) -> dict[str, Any]:
-    """Weights as the config gives them, or searched on dev, by the fused scores: re-ranking comes after.
+    """What the fusion of the config needs to know, looked up on dev: re-ranking comes after.
 
     Returns:
-        `weights` (they sum to 1), `chosen` (searched, equal or given), `metric`, `direction`, and of a search `split`
-        (always dev), `value`, and `alone`: the same metric of each member by itself.
+        What `Fusion.choose` returns (`chosen`, `weights`, and where dev was asked `split`, `value`, `alone` and
+        `gains`; of a learned fusion `coefficients`), and `metric`, `direction`, `settings`, `members`.
 
     Raises:
-        ValueError: Weights are given for members that do not exist, or none is above zero.
+        ValueError: Weights are given for members that do not exist, or none is above zero; or dev has no pair where
+            the fusion asks it.
     """
+
+    @cache
+    def parts(direction: str) -> dict[str, DevPart]:
+        found = {
+            part.group: DevPart(
+                {member.name: member.scores(part, fusion, direction) for member in members},
+                part.relevance if direction == "t2i" else part.relevance.T,
+                part.clusters if direction == "t2i" else None,
+            )
+            for part in dev
+            if part.relevance.nnz
+        }
+        if not found:
+            raise ValueError(
+                "there is no dev pair to search weights on or to learn from: set ensemble.fusion.weights to equal, or "
+                "give them, and ensemble.fusion.method to weighted or reciprocal_rank"
+            )
+        return found
+
     names = [member.name for member in members]
     choice = {"metric": fusion.metric, "direction": fusion.direction, "members": _origins(members)}
-    if fusion.weights == "equal":
-        return choice | {"chosen": "equal", "weights": {name: 1 / len(names) for name in names}}
-    if isinstance(fusion.weights, dict):
-        unknown = set(fusion.weights) - set(names)
-        total = sum(fusion.weights.values())
-        if unknown or total <= 0 or min(fusion.weights.values()) < 0:
-            raise ValueError(
-                f"ensemble.fusion.weights is {fusion.weights}: it needs weights of {', '.join(names)}, none negative "
-                "and one above zero; members that it leaves out get 0"
-            )
-        return choice | {"chosen": "given", "weights": {n: fusion.weights.get(n, 0.0) / total for n in names}}
-    parts = {
-        part.group: DevPart(
-            {member.name: member.scores(part, fusion, fusion.direction) for member in members},
-            part.relevance if fusion.direction == "t2i" else part.relevance.T,
-        )
-        for part in dev
-        if part.relevance.nnz
-    }
-    if not parts:
-        raise ValueError(
-            "there is no dev pair to search weights on: set ensemble.fusion.weights to equal, or give them"
-        )
-    found = search_weights(parts, fusion.metric, step=fusion.step)
-    alone = found.trace.set_index(pd.Index([_only(row, names) for _, row in found.trace.iterrows()]))["value"]
-    return choice | {
-        "chosen": "searched",
-        "split": "dev",
-        "weights": found.weights,
-        "value": found.value,
-        "alone": {name: float(alone.loc[[name]].iloc[0]) for name in names},
-        "trials": len(found.trace),
-    }
+    return choice | {"settings": _settings(names, fusion)} | FUSIONS[fusion.method].choose(names, parts, fusion)
 
 
-def check_fusion(fusion: dict[str, Any], members: Sequence[Member]) -> list[str]:
-    """Refuse weights that were chosen for other members.
+def check_fusion(chosen: dict[str, Any], members: Sequence[Member], fusion: FusionConfig) -> list[str]:
+    """Refuse what was chosen for other members, or for other scores of theirs.
 
     Returns:
         The members that were trained again since, so that their weights were chosen for other scores.
 
     Raises:
-        ValueError: The members are not those of the fusion.
+        ValueError: The members, or what the config says of their scores and fusion, are not those of the choice.
     """
     names = [member.name for member in members]
-    if sorted(fusion["weights"]) != sorted(names):
+    if sorted(chosen["weights"]) != sorted(names):
         raise ValueError(
-            f"the fusion was chosen for {', '.join(sorted(fusion['weights']))}, but the members are "
+            f"the fusion was chosen for {', '.join(sorted(chosen['weights']))}, but the members are "
             f"{', '.join(sorted(names))}: run --pipelines=ensemble for these members first"
         )
+    then, now = chosen.get("settings", {}), _settings(names, fusion)
+    if changed := [f"{key} {then.get(key)} (now {now[key]})" for key in now if then.get(key) != now[key]]:
+        raise ValueError(
+            f"the fusion was chosen with ensemble.fusion {', '.join(changed)}: run --pipelines=ensemble with these "
+            "settings first"
+        )
     origins = _origins(members)
-    return [name for name in names if fusion["members"][name]["weights"] != origins[name]["weights"]]
+    return [name for name in names if chosen["members"][name]["weights"] != origins[name]["weights"]]
 
 
-def fused_scores(members: Sequence[Member], weights: dict[str, float], fusion: FusionConfig) -> SliceScores:
-    """The mixture of a slice in both directions; each is normalised along its own rows."""
+def fused_scores(members: Sequence[Member], chosen: Mapping[str, Any], fusion: FusionConfig) -> SliceScores:
+    """The members as one, in both directions of a slice; each is normalised along its own rows.
 
-    def mix(part: Slice, direction: str) -> ScoreSource:
-        sources = [member.scores(part, fusion, direction) for member in members]
-        return WeightedScores(sources, [weights[member.name] for member in members])
+    Args:
+        members: In any order; those of weight 0 cost nothing.
+        chosen: Of `choose_weights`: `weights`, and what else the fusion of the config needs.
+        fusion: Its method, and how the members' scores are normalised.
+    """
+    used = [member for member in members if chosen["weights"][member.name] > 0.0]
 
-    return lambda part: (mix(part, "t2i"), mix(part, "i2t"))
+    def fuse(part: Slice, direction: str) -> ScoreSource:
+        sources = {member.name: member.scores(part, fusion, direction) for member in used}
+        return FUSIONS[fusion.method].fuse(sources, chosen, direction, fusion)
+
+    return lambda part: (fuse(part, "t2i"), fuse(part, "i2t"))
 
 
 def rank_slices(slices: Sequence[Slice], scores: SliceScores, top_k: int) -> pd.DataFrame:
@@ -183,10 +189,26 @@ def match_slices(slices: Sequence[Slice], scores: SliceScores) -> tuple[pd.DataF
     return (pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)), proofs
 
 
+def _bank_of(embeddings: Embeddings, group: str, fusion: FusionConfig) -> np.ndarray:
+    """Vectors [B, D] of train that stand for queries of a group."""
+    rows = embeddings.bank_rows(group)
+    if len(rows) == 0 or embeddings.meta.get("bank_size") != fusion.bank_size:
+        there = f"one of size {embeddings.meta['bank_size']}" if len(rows) else "none"
+        raise ValueError(
+            f"ensemble.fusion normalises '{embeddings.meta['member']}' with a bank of train of bank_size "
+            f"{fusion.bank_size}, but {embeddings} hold {there}: run --pipelines=evaluate again"
+        )
+    return np.asarray(embeddings.matrix[rows])
+
+
 def _origins(members: Sequence[Member]) -> dict[str, Any]:
     return {member.name: member.images.meta["fingerprints"] for member in members}
 
 
-def _only(trial: pd.Series, names: Sequence[str]) -> str | None:
-    """The member that a trial gave all weight to."""
-    return next((name for name in names if trial[f"weight.{name}"] == 1.0), None)
+def _settings(names: Sequence[str], fusion: FusionConfig) -> dict[str, Any]:
+    """What the scores that a choice was made for depend on, beside the members."""
+    keys = ("method", "temperature", "neighbours", "iterations", "bank_size", "candidates")
+    return {
+        **{key: getattr(fusion, key) for key in keys},
+        "normalisations": {name: fusion.normalisation_of(name) for name in sorted(names)},
+    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ Standings = dict[str, dict[str, dict[str, list[Judged]]]]
 def judge_standings(
     members: Sequence[Member],
     slices: Sequence[Slice],
-    weights: dict[str, float],
+    chosen: Mapping[str, Any],
     fusion: FusionConfig,
     ks: Sequence[int],
     reranking: pd.DataFrame | None = None,
@@ -36,12 +37,12 @@ def judge_standings(
     Args:
         members: Those that are mixed.
         slices: Of the splits that have truth.
-        weights: Of the members.
-        fusion: How their scores are normalised.
+        chosen: Of `choose_weights`.
+        fusion: How the members' scores are normalised and fused.
         ks: Cut-offs of R@k.
         reranking: Of `rerank_slices`.
     """
-    mixture = fused_scores(members, weights, fusion)
+    mixture = fused_scores(members, chosen, fusion)
     standings = {one.name: judge_slices(slices, embedding_scores(one.texts, one.images), ks) for one in members}
     if reranking is not None:
         standings[FUSED] = judge_slices(slices, mixture, ks)

@@ -27,7 +27,7 @@ RANKED = ["dev", "val", "test"]
 def choose_fusion(
     captions: DataFrame, relevance: RelevanceConfig, ensemble: EnsembleConfig, **embeddings: Embeddings
 ) -> dict[str, Any]:
-    """Weights of the members, searched on dev unless the recipe gives them."""
+    """What the fusion needs to know: weights, searched on dev unless the recipe gives them, or coefficients."""
     from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.retrieval.ensemble import choose_weights, pair_members
     from xmodal_kedro.retrieval.slices import cut_slices
@@ -35,6 +35,14 @@ def choose_fusion(
     members = pair_members(list(embeddings.values()), table_fingerprint(captions))
     fusion = choose_weights(members, cut_slices(captions, relevance, ["dev"]), ensemble.fusion)
     log.info("Weights (%s): %s", fusion["chosen"], {name: round(w, 3) for name, w in fusion["weights"].items()})
+    for gain in fusion.get("gains", ()):
+        against = "equal weights" if gain["over"] == "equal" else f"{gain['over']} alone"
+        text = f"{gain['value']:+.4f} {ensemble.fusion.metric} on dev over {against}"
+        text += f" (95 % interval {gain['low']:+.4f} to {gain['high']:+.4f})"
+        if gain["low"] <= 0.0 <= gain["high"]:
+            log.warning("The fusion's gain is not certain: %s includes 0", text)
+        else:
+            log.info("The fusion's gain: %s", text)
     return fusion
 
 
@@ -59,7 +67,7 @@ def rerank_ensemble(
     assert ensemble.rerank is not None, "the pipeline has this node only where ensemble.rerank is set"
     device = pick_device(runtime)
     members = {member.name: member for member in pair_members(list(embeddings.values()), table_fingerprint(captions))}
-    scores = fused_scores(list(members.values()), fusion["weights"], ensemble.fusion)
+    scores = fused_scores(list(members.values()), fusion, ensemble.fusion)
     slices = cut_slices(captions, relevance, RANKED)
     if unknown := set(ensemble.rerank.top_ks) - {part.group for part in slices}:
         log.warning("ensemble.rerank.top_ks names %s: no group of this data", ", ".join(sorted(unknown)))
@@ -70,26 +78,62 @@ def rerank_ensemble(
     return reranking
 
 
-def rank_ensemble(
+def calibrate_ensemble(
     captions: DataFrame,
     fusion: dict[str, Any],
     relevance: RelevanceConfig,
     ensemble: EnsembleConfig,
     reranking: DataFrame | None = None,
     **embeddings: Embeddings,
-) -> tuple[DataFrame, DataFrame]:
-    """Fuse, and rank and match every split that has texts and images; each group on its own."""
+) -> tuple[dict[str, Any], Figure]:
+    """From cosines to probabilities that a first place is right: fitted on dev, judged on val."""
     from xmodal_kedro.data.tables import table_fingerprint
+    from xmodal_kedro.reporting.reliability import reliability_figure
+    from xmodal_kedro.retrieval.confidence import calibrate_slices
+    from xmodal_kedro.retrieval.ensemble import fused_scores, pair_members
+    from xmodal_kedro.retrieval.rerank import reordered
+    from xmodal_kedro.retrieval.slices import cut_slices
+
+    members = pair_members(list(embeddings.values()), table_fingerprint(captions))
+    scores = reordered(fused_scores(members, fusion, ensemble.fusion), reranking)
+    slices = cut_slices(captions, relevance, ["dev", "val"])
+    calibration = calibrate_slices(slices, members, scores, ensemble.calibration.precision)
+    if not calibration["calibrated"]:
+        log.warning("There is no dev pair to calibrate on: rankings will have no probabilities")
+    for direction, groups in calibration["calibrated"].get("ensemble", {}).items():
+        for group, entry in groups.items():
+            log.info("Calibrated %s of %s: %s", direction, group, entry.get("note") or entry["threshold"])
+    return calibration, reliability_figure(calibration)
+
+
+def rank_ensemble(
+    captions: DataFrame,
+    fusion: dict[str, Any],
+    relevance: RelevanceConfig,
+    ensemble: EnsembleConfig,
+    calibration: dict[str, Any],
+    reranking: DataFrame | None = None,
+    **embeddings: Embeddings,
+) -> tuple[DataFrame, DataFrame]:
+    """Fuse, and rank and match every split that has texts and images; each group on its own.
+
+    The ranking also says how likely each first place is right, and whether that is enough for a match.
+    """
+    from xmodal_kedro.data.tables import table_fingerprint
+    from xmodal_kedro.retrieval.confidence import with_probability
     from xmodal_kedro.retrieval.ensemble import check_fusion, fused_scores, match_slices, pair_members, rank_slices
     from xmodal_kedro.retrieval.rerank import reordered
     from xmodal_kedro.retrieval.slices import cut_slices
 
     members = pair_members(list(embeddings.values()), table_fingerprint(captions))
-    for name in check_fusion(fusion, members):
+    for name in check_fusion(fusion, members, ensemble.fusion):
         log.warning("%s was trained again since its weight was chosen: run --pipelines=ensemble to choose anew", name)
     slices = cut_slices(captions, relevance, RANKED)
-    scores = reordered(fused_scores(members, fusion["weights"], ensemble.fusion), reranking)
+    scores = reordered(fused_scores(members, fusion, ensemble.fusion), reranking)
     ranking = rank_slices(slices, scores, max(ensemble.fusion.top_k, ensemble.submission.top_k))
+    ranking, reasons = with_probability(ranking, calibration, members)
+    for reason in reasons:
+        log.warning("No probabilities in the ranking: %s", reason)
     matching, proofs = match_slices(slices, scores)
     for proof in proofs:
         log.info("Matched one to one: %s", proof)
@@ -124,7 +168,7 @@ def judge_ensemble(
 
     members = pair_members(list(embeddings.values()), table_fingerprint(captions))
     slices = cut_slices(captions, relevance, ["dev", "val"])
-    standings = judge_standings(members, slices, fusion["weights"], ensemble.fusion, evaluation.ks, reranking)
+    standings = judge_standings(members, slices, fusion, ensemble.fusion, evaluation.ks, reranking)
     tables = [judged_table(name, found, evaluation) for name, found in standings.items()]
     metrics = pd.concat(tables, ignore_index=True)
     reranked = ensemble.rerank.directions if ensemble.rerank else []
