@@ -6,7 +6,10 @@ import torch
 from scipy import sparse
 
 from tests.reference import metrics as reference
+from tests.reference.fusion import greedy
+from xmodal_kedro.retrieval.bootstrap import paired_difference
 from xmodal_kedro.retrieval.fuse import DevPart, search_weights
+from xmodal_kedro.retrieval.fuse.weights import BAG, dev_clusters
 from xmodal_kedro.retrieval.normalise import normalised
 from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores
 
@@ -125,3 +128,42 @@ def test_what_cannot_be_searched_is_refused():
         search_weights(dev((sources, np.zeros_like(relevance))))
     with pytest.raises(ValueError, match="same members"):
         search_weights(dev((sources, relevance), ({"m0": sources["m0"]}, relevance)))
+
+
+@pytest.mark.parametrize("strengths", [(0.5, 0.4, 0.1), (0.3, 0.3)])
+def test_greedy_selection_is_that_of_loops_over_bags(strengths):
+    part = members(11, n=25, m=30, strengths=strengths)
+    slow = greedy(len(strengths), BAG, lambda weights: dense([part], weights, "map_at_10"))
+    found = search_weights(dev(part), method="greedy", candidates=30)
+    assert list(found.weights.values()) == pytest.approx(slow)
+    assert len(found.trace) == BAG * len(strengths)
+    assert found.trace.groupby(found.trace.index // len(strengths)).better.sum().eq(1).all()
+
+
+def test_gains_are_paired_and_over_the_best_member_and_equal_weights():
+    part = members(12, n=80, strengths=(0.6, 0.3))
+    found = search_weights(dev(part), candidates=60)
+    assert [gain.over for gain in found.gains] == ["m0", "equal"]
+    assert found.alone == {
+        name: pytest.approx(dense([part], w, "map_at_10")) for name, w in zip(found.alone, np.eye(2), strict=True)
+    }
+    assert found.gains[0].value == pytest.approx(found.value - found.alone["m0"])
+    assert found.gains[1].value == pytest.approx(found.value - dense([part], (0.5, 0.5), "map_at_10"))
+    assert all(gain.low <= gain.value <= gain.high for gain in found.gains)
+    assert search_weights(dev(members(5, strengths=(0.5,)))).gains == []
+
+
+def test_identical_queries_are_one_draw_and_those_of_other_groups_are_others():
+    sources, relevance = members(13, n=4, m=6)
+    relevance[:] = np.eye(4, 6) > 0
+    relevance[2] = False
+    one = DevPart(sources, sparse.csr_array(relevance), np.array([0, 1, 1, 1]))
+    assert dev_clusters({"a": one, "b": one}).tolist() == [0, 1, 1, 2, 3, 3]
+    twice = np.repeat(np.arange(2), 10)
+    wide = paired_difference(np.repeat([1.0, 0.0], 10), np.zeros(20), clusters=twice)
+    assert wide.low == 0.0
+
+
+def test_an_unknown_search_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="no search 'random'; there are: coordinate, greedy"):
+        search_weights(dev(members(0)), method="random")
