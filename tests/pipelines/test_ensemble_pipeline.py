@@ -36,7 +36,20 @@ def test_members_flow_into_one_re_ranking_that_everything_after_it_reads(build, 
     assert sides | {"b.checkpoint", f"{prefix}images", f"{prefix}captions", "fusion"} <= set(rerank.inputs)
     assert rerank.outputs == [f"{prefix}reranking"]
     readers = {name for name, node in nodes.items() if f"{prefix}reranking" in node.inputs}
-    assert readers == ({"rank_new_data"} if prefix else {"rank_ensemble", "judge_ensemble"})
+    assert readers == ({"rank_new_data"} if prefix else {"calibrate_ensemble", "rank_ensemble", "judge_ensemble"})
+
+
+@pytest.mark.parametrize(("build", "prefix"), [(ensemble, ""), (predict, "predict_")])
+def test_a_re_ranking_by_embeddings_asks_for_neither_checkpoint_nor_pixels(build, prefix: str) -> None:
+    (rerank,) = (node for node in build(["a", "b"], "b", looking=False).nodes if node.name.startswith("rerank"))
+    assert not {"b.checkpoint", f"{prefix}images"} & set(rerank.inputs)
+    assert f"b.{prefix}text_embeddings" in rerank.inputs
+
+
+@pytest.mark.parametrize("build", [ensemble, predict])
+def test_rankings_get_their_probabilities_from_the_calibration_of_the_ensemble(build) -> None:
+    (rank,) = (node for node in build(["a", "b"]).nodes if node.name in ("rank_ensemble", "rank_new_data"))
+    assert "calibration" in rank.inputs
 
 
 @pytest.mark.parametrize("build", [ensemble, predict])

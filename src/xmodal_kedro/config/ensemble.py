@@ -110,7 +110,9 @@ class SubmissionConfig(Frozen):
 class CalibrationConfig(Frozen):
     """From scores to probabilities of a match, fitted on dev, and the score below which there is no match."""
 
-    precision: float = Field(0.9, gt=0.0, lt=1.0, description="of first places that the threshold lets through, on dev")
+    precision: float = Field(
+        0.9, gt=0.0, lt=1.0, description="of accepted first places; the 95 % bound on dev keeps it"
+    )
 
 
 class EnsembleConfig(Frozen):

@@ -1,26 +1,27 @@
-"""ensemble: weights from dev -> re-rank -> rank and match dev, val and test -> judge -> submission and leaderboard."""
+"""ensemble: weights from dev -> re-rank -> calibrate -> rank and match -> judge -> submission and leaderboard."""
 
 from kedro.pipeline import Node, Pipeline
 
 from xmodal_kedro.pipelines.ensemble import nodes
 
 
-def create_pipeline(members: list[str], reranker: str | None = None) -> Pipeline:
+def create_pipeline(members: list[str], reranker: str | None = None, *, looking: bool = True) -> Pipeline:
     """Build the ensemble of these members; alone, it works on what lies in the catalog.
 
     Args:
         members: Whose scores are mixed.
         reranker: The member that re-ranks; without one there is no such node.
+        looking: Whether it does so by its checkpoint and the pixels (`RerankConfig.looks`), not by embeddings alone.
     """
     embeddings = embedding_inputs(members, "{}.{}_embeddings")
     # Kedro reads the types of parameters by their place: they come in the order of the node's arguments.
     mixed = {"captions": "captions", "fusion": "fusion", "relevance": "params:relevance", "ensemble": "params:ensemble"}
     reranking = {"reranking": "reranking"} if reranker else {}
+    looked = {"images": "images", "checkpoint": f"{reranker}.checkpoint"} if looking else {}
     rerank = [
         Node(
             nodes.rerank_ensemble,
-            {**mixed, "runtime": "params:runtime", "images": "images", "checkpoint": f"{reranker}.checkpoint"}
-            | embeddings,
+            {**mixed, "runtime": "params:runtime", **looked, **embeddings},
             "reranking",
             name="rerank_ensemble",
         )
@@ -35,8 +36,14 @@ def create_pipeline(members: list[str], reranker: str | None = None) -> Pipeline
             ),
             *(rerank if reranker else []),
             Node(
-                nodes.rank_ensemble,
+                nodes.calibrate_ensemble,
                 {**mixed, **reranking, **embeddings},
+                ["calibration", "calibration_figure"],
+                name="calibrate_ensemble",
+            ),
+            Node(
+                nodes.rank_ensemble,
+                {**mixed, "calibration": "calibration", **reranking, **embeddings},
                 ["ranking", "matching"],
                 name="rank_ensemble",
             ),
