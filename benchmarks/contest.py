@@ -247,11 +247,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, cases: list[dict[str, Any]]) -> bool:
-    """Print a contest's cases and write them to `benchmarks/results/<name>.json`; true if every goal was met."""
+def write(name: str, cases: list[dict[str, Any]], *, quick: bool = False, load: float | None = None) -> bool:
+    """Print a contest's cases and write them to `benchmarks/results/<name>.json`; true if every goal was met.
+
+    Args:
+        name: Of the contest.
+        cases: What it found.
+        quick: Whether sizes were small.
+        load: What else the machine was doing when it began: processes that wanted to run, over the last minute.
+    """
     passed = all(case["passed"] for case in cases)
     RESULTS.mkdir(exist_ok=True)
-    document = {"name": name, "machine": machine(), "passed": passed, "cases": cases}
+    document = {"name": name, "machine": machine(), "quick": quick, "load": load, "passed": passed, "cases": cases}
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2))
     for case in cases:
         ours = case["ours"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import sys
 import time
 import traceback
@@ -36,8 +37,10 @@ def in_process(name: str, options: Options, place: str) -> int:
 
 def contest(name: str, options: Options) -> None:
     """What the new process does."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     try:
-        met = write(name, importlib.import_module(f"benchmarks.{name}").run(options))
+        cases = importlib.import_module(f"benchmarks.{name}").run(options)
+        met = write(name, cases, quick=options.quick, load=load)
     except Exception as error:
         traceback.print_exc()
         module = (getattr(error, "name", None) or "").partition(".")[0]
