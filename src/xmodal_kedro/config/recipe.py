@@ -17,6 +17,7 @@ from xmodal_kedro.config.data import (
 )
 from xmodal_kedro.config.ensemble import EnsembleConfig, EvaluationConfig, RuntimeConfig
 from xmodal_kedro.config.frozen import Frozen
+from xmodal_kedro.config.index import IndexConfig
 from xmodal_kedro.config.member import MemberConfig
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -37,6 +38,7 @@ class Recipe(Frozen):
     relevance: RelevanceConfig = RelevanceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
+    index: IndexConfig = IndexConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     synthetic: SyntheticConfig | None = None
     members: dict[str, MemberConfig]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from xmodal_kedro.retrieval.scores import EmbeddingScores
 from xmodal_kedro.retrieval.search.approximate import FaissIndex
 from xmodal_kedro.retrieval.search.exact import ExactIndex
 from xmodal_kedro.retrieval.search.index import Index, as_queries, check_made_of, read_meta
+
+ASKED = 1000  # texts that the recall of an index is measured with
 
 
 class Recall(NamedTuple):
@@ -102,3 +105,16 @@ def measure_recall(
     right = np.bincount(query, weights=scores.float().cpu().numpy() >= reached[query], minlength=len(asked)) / k
     low, high = interval(right, resamples=resamples, seed=seed)
     return Recall(float(right.mean()), float(low), float(high), len(asked), k)
+
+
+def recall_table(index: Index, gallery: Embeddings, queries: Embeddings, config: IndexConfig) -> pd.DataFrame:
+    """How an index of `gallery` answers up to 1000 `queries`, evenly taken: `metric`, `value`, `low`, `high`, `n`.
+
+    The rows of the index, and for approximate kinds the recall against exact search.
+    """
+    rows: list[tuple[str, float, float, float, int]] = [("rows", len(index), np.nan, np.nan, len(index))]
+    if config.kind != "exact" and len(queries) and len(gallery):
+        asked = queries.matrix[:: -(-len(queries) // ASKED)]
+        recall = measure_recall(index, ExactIndex.of(gallery), asked, config.k, seed=config.seed)
+        rows.append((f"recall_at_{recall.k}", recall.value, recall.low, recall.high, recall.queries))
+    return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n"])

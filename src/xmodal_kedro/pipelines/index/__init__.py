@@ -1,0 +1,1 @@
+"""A member's embeddings in; an index of its images out."""
