@@ -34,11 +34,14 @@ class Embeddings:
         matrix: [N, D] fp32, each row of length 1.
         meta: `member`, `side` (`image` or `text`) and `fingerprints` (`weights`, `data`, `transform`), and what else
             is worth keeping.
+        bank: [N] group, as a str object, of the rows that stand for queries of train where a normalisation needs such;
+            None for all that is ranked. No array at all is a bank without rows.
     """
 
     ids: np.ndarray
     matrix: np.ndarray
     meta: dict[str, Any]
+    bank: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without reading the matrix."""
@@ -87,6 +90,12 @@ class Embeddings:
         """Vectors [K, D] of the ids, in their order."""
         return np.asarray(self.matrix[self.rows(ids)])
 
+    def bank_rows(self, group: str) -> np.ndarray:
+        """Rows [K] int64 of the bank: those of the group, or all of them where train knows no such group."""
+        groups = np.full(len(self), None, dtype=object) if self.bank is None else self.bank
+        own = np.flatnonzero(groups == group)
+        return own if len(own) else np.flatnonzero(groups != None)  # noqa: E711 - element by element
+
     def save(self, directory: Path) -> None:
         """Write `matrix.npy`, `ids.parquet`, `meta.json` and, last, the manifest into a directory that is new or empty.
 
@@ -99,7 +108,9 @@ class Embeddings:
         if any(directory.iterdir()):
             raise FileExistsError(f"{directory} is not empty: embeddings are never overwritten, choose a new one.")
         np.save(directory / "matrix.npy", self.matrix, allow_pickle=False)
-        pd.DataFrame({"id": pd.array(self.ids, dtype="str")}).to_parquet(directory / "ids.parquet", index=False)
+        columns = {"id": self.ids} if self.bank is None else {"id": self.ids, "bank": self.bank}
+        table = pd.DataFrame({name: pd.array(column, dtype="str") for name, column in columns.items()})
+        table.to_parquet(directory / "ids.parquet", index=False)
         (directory / "meta.json").write_text(json.dumps(self.meta, indent=2, ensure_ascii=False, sort_keys=True))
         seal(directory, kind="embeddings", **self.meta["fingerprints"])
 
@@ -113,8 +124,9 @@ class Embeddings:
         read_manifest(directory, "embeddings")
         # copy-on-write: torch wants writable memory, and the file must stay as it is
         matrix = np.load(directory / "matrix.npy", mmap_mode="c", allow_pickle=False)
-        ids = pd.read_parquet(directory / "ids.parquet")["id"].to_numpy(dtype=object)
-        return cls(ids, matrix, json.loads((directory / "meta.json").read_text()))
+        table = pd.read_parquet(directory / "ids.parquet").astype(object)
+        bank = table["bank"].where(table["bank"].notna(), None).to_numpy(dtype=object) if "bank" in table else None
+        return cls(table["id"].to_numpy(dtype=object), matrix, json.loads((directory / "meta.json").read_text()), bank)
 
     def check(self) -> None:
         """Read the matrix once and check that every vector is finite and of length 1 (ValueError names the id)."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xmodal_kedro.config.data import RelevanceConfig
-from xmodal_kedro.config.ensemble import EvaluationConfig, RuntimeConfig
+from xmodal_kedro.config.ensemble import BANKED, EnsembleConfig, EvaluationConfig, RuntimeConfig
 from xmodal_kedro.config.member import MemberConfig
 
 if TYPE_CHECKING:
@@ -24,38 +24,56 @@ RANKED = ["dev", "val", "test"]
 
 
 def embed_member(
-    checkpoint: Path, captions: DataFrame, images: ImageStore, member: MemberConfig, runtime: RuntimeConfig
+    checkpoint: Path,
+    captions: DataFrame,
+    images: ImageStore,
+    member: MemberConfig,
+    runtime: RuntimeConfig,
+    ensemble: EnsembleConfig,
+    image_embeddings: Embeddings | None = None,
+    text_embeddings: Embeddings | None = None,
 ) -> tuple[Path, Path]:
-    """Encode every image and text of dev, val and test; returns two staged directories of embeddings."""
+    """Encode every image and text of dev, val and test, and a bank of train where the fusion needs one.
+
+    Returns two staged directories of embeddings. Where embeddings are given, theirs is the bank.
+    """
     from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.datasets.directory import staging
     from xmodal_kedro.models.checkpoint import read_checkpoint
+    from xmodal_kedro.retrieval.bank import draw_bank, with_bank, with_bank_of
     from xmodal_kedro.retrieval.embed import embed_images, embed_texts
     from xmodal_kedro.retrieval.embeddings import Embeddings
     from xmodal_kedro.training.device import pick_device
 
     device = pick_device(runtime)
     loaded = read_checkpoint(checkpoint, device)
-    ranked = captions[captions["split"].isin(RANKED)]
-    image_ids = ranked["image_id"].dropna().drop_duplicates().tolist()
-    texts = ranked.dropna(subset=["text_id"]).drop_duplicates("text_id")
     encode = {"batch_size": member.embed.batch_size, "device": device, "precision": member.embed.precision}
-    matrices = {
-        "image": (image_ids, embed_images(loaded.backbone, images.pixels, images.rows(image_ids), **encode)),
-        "text": (texts["text_id"].tolist(), embed_texts(loaded.backbone, texts["text"].tolist(), **encode)),
-    }
     made_by = {
         "weights": loaded.fingerprints["weights"],
         "transform": loaded.fingerprints["transform"],
         "captions": table_fingerprint(captions),
         "images": images.fingerprint,
     }
+    size = ensemble.fusion.bank_size if ensemble.fusion.normalisation_of(member.name) in BANKED else 0
+    ranked = captions[captions["split"].isin(RANKED)]
     directories = []
-    for side, (ids, matrix) in matrices.items():
-        directory = staging(f"{member.name}-{side}")
-        Embeddings(ids, matrix, {"member": member.name, "side": side, "fingerprints": made_by}).save(directory)
-        directories.append(directory)
-    log.info("%s: embedded %d images and %d texts", member.name, len(image_ids), len(texts))
+    for side, saved in (("image", image_embeddings), ("text", text_embeddings)):
+        rows = ranked.dropna(subset=[f"{side}_id"]).drop_duplicates(f"{side}_id")
+        drawn = draw_bank(captions, side, size if saved is None else 0)
+        ids, of_bank = rows[f"{side}_id"].tolist(), drawn[f"{side}_id"].tolist()
+        if side == "image":
+            matrix = embed_images(loaded.backbone, images.pixels, images.rows(ids + of_bank), **encode)
+        else:
+            matrix = embed_texts(loaded.backbone, [*rows["text"], *drawn["text"]], **encode)
+        meta = {"member": member.name, "side": side, "fingerprints": made_by}
+        found = Embeddings(ids, matrix[: len(ids)], meta)
+        if saved is not None:
+            found = with_bank_of(found, saved)
+        elif size:
+            found = with_bank(found, of_bank, drawn["group"].tolist(), matrix[len(ids) :], size)
+        directories.append(staging(f"{member.name}-{side}"))
+        found.save(directories[-1])
+        log.info("%s: embedded %d %ss, and %d of train as a bank", member.name, len(ids), side, len(found) - len(ids))
     return directories[0], directories[1]
 
 

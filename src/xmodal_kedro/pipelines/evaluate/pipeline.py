@@ -4,7 +4,7 @@ from kedro.pipeline import Node, Pipeline
 
 from xmodal_kedro.pipelines.evaluate import nodes
 
-SHARED_PARAMETERS = ["params:evaluation", "params:relevance", "params:runtime"]
+SHARED_PARAMETERS = ["params:ensemble", "params:evaluation", "params:relevance", "params:runtime"]
 
 
 def create_pipeline(member: str) -> Pipeline:
@@ -13,7 +13,7 @@ def create_pipeline(member: str) -> Pipeline:
         [
             Node(
                 nodes.embed_member,
-                ["checkpoint", "captions", "images", "params:member", "params:runtime"],
+                ["checkpoint", "captions", "images", "params:member", "params:runtime", "params:ensemble"],
                 ["image_embeddings", "text_embeddings"],
                 name="embed_member",
             ),

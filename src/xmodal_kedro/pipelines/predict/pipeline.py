@@ -1,5 +1,7 @@
 """predict: the nodes of the other pipelines over new data, with the checkpoints and fusion of the catalog."""
 
+from collections.abc import Collection
+
 from kedro.pipeline import Node, Pipeline
 
 from xmodal_kedro.pipelines.data_processing import nodes as data
@@ -7,15 +9,23 @@ from xmodal_kedro.pipelines.ensemble import nodes as ensemble
 from xmodal_kedro.pipelines.ensemble.pipeline import embedding_inputs
 from xmodal_kedro.pipelines.evaluate import nodes as evaluate
 
+SHARED_PARAMETERS = ["params:ensemble", "params:runtime"]
 
-def create_pipeline(members: list[str], reranker: str | None = None) -> Pipeline:
-    """Build the prediction by these members, with re-ranking by one of them where there is a `reranker`."""
+
+def create_pipeline(
+    members: list[str], reranker: str | None = None, banked: Collection[str] = (), *, looking: bool = True
+) -> Pipeline:
+    """Build the prediction by these members, with re-ranking by one of them where there is a `reranker`.
+
+    The `banked` members' scores are normalised with the bank of train that lies with their embeddings.
+    """
     embeddings = embedding_inputs(members, "{}.predict_{}_embeddings")
     mixed = {
         **{"captions": "predict_captions", "fusion": "fusion"},
         **{"relevance": "params:relevance", "ensemble": "params:ensemble"},
     }
     reranking = {"reranking": "predict_reranking"} if reranker else {}
+    looked = {"images": "predict_images", "checkpoint": f"{reranker}.checkpoint"} if looking else {}
     read = Pipeline(
         [
             Node(
@@ -43,8 +53,7 @@ def create_pipeline(members: list[str], reranker: str | None = None) -> Pipeline
     )
     rerank = Node(
         ensemble.rerank_ensemble,
-        {**mixed, "runtime": "params:runtime", "images": "predict_images", "checkpoint": f"{reranker}.checkpoint"}
-        | embeddings,
+        {**mixed, "runtime": "params:runtime", **looked, **embeddings},
         "predict_reranking",
         name="rerank_new_data",
     )
@@ -53,7 +62,7 @@ def create_pipeline(members: list[str], reranker: str | None = None) -> Pipeline
             *([rerank] if reranker else []),
             Node(
                 ensemble.rank_ensemble,
-                {**mixed, **reranking, **embeddings},
+                {**mixed, "calibration": "calibration", **reranking, **embeddings},
                 ["predict_ranking", "predict_matching"],
                 name="rank_new_data",
             ),
@@ -66,22 +75,29 @@ def create_pipeline(members: list[str], reranker: str | None = None) -> Pipeline
         ]
     )
     return Pipeline(
-        [*read.nodes, *(node for name in members for node in _embed(name).nodes), *rank.nodes], tags="predict"
+        [*read.nodes, *(node for name in members for node in _embed(name, name in banked).nodes), *rank.nodes],
+        tags="predict",
     )
 
 
-def _embed(member: str) -> Pipeline:
+def _embed(member: str, banked: bool) -> Pipeline:
+    # Kedro reads the types of parameters by their place: they come in the order of the node's arguments.
+    inputs = {
+        **{"checkpoint": "checkpoint", "captions": "predict_captions", "images": "predict_images"},
+        **{"member": "params:member", "runtime": "params:runtime", "ensemble": "params:ensemble"},
+    }
+    saved = {name: name for name in ("image_embeddings", "text_embeddings")} if banked else {}
     return Pipeline(
         [
             Node(
                 evaluate.embed_member,
-                ["checkpoint", "predict_captions", "predict_images", "params:member", "params:runtime"],
+                {**inputs, **saved},
                 ["predict_image_embeddings", "predict_text_embeddings"],
                 name="embed_new_data",
             )
         ],
         namespace=member,
         inputs={"predict_captions", "predict_images"},
-        parameters={"params:member": f"params:{member}", "params:runtime": "params:runtime"},
+        parameters={"params:member": f"params:{member}"} | {name: name for name in SHARED_PARAMETERS},
         tags=member,
     )

@@ -1,0 +1,19 @@
+"""Products of fp32 are those of fp64 up to the rounding that every order of summation may cost, whatever the shapes."""
+
+import pytest
+import torch
+
+from xmodal_kedro.retrieval.scores.product import product
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 5, 3), (33, 130, 512), (0, 4, 8), (4, 0, 8), (3, 4, 0)])
+def test_equals_fp64(shape: tuple[int, int, int]) -> None:
+    n, m, d = shape
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(n, d, generator=generator), torch.randn(m, d, generator=generator)
+    for one, other in ((left, right), (left.T.contiguous().T, right[:, :]), (left.flip(0), right)):
+        found = product(one, other)
+        assert found.dtype == torch.float32
+        exact = one.double() @ other.double().T
+        bound = (d + 6) * 2.0**-24 * (one.double().abs() @ other.double().abs().T)
+        assert bool(((found.double() - exact).abs() <= bound).all())
