@@ -10,7 +10,7 @@ from scipy import sparse
 from tests.reference import metrics as reference
 from xmodal_kedro.retrieval.match import assign
 from xmodal_kedro.retrieval.metric_names import higher_is_better, parse
-from xmodal_kedro.retrieval.metrics import evaluate, judge, judge_both, metric_names, metric_table, per_query, pool
+from xmodal_kedro.retrieval.metrics import by_label, judge, judge_both, metric_names, metric_table, per_query, pool
 from xmodal_kedro.retrieval.normalise import normalised
 from xmodal_kedro.retrieval.rank import rank
 from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, Transposed
@@ -60,7 +60,7 @@ def test_worked_example_of_the_two_average_precisions():
 def test_table_of_both_directions():
     scores, relevance = tied(3)
     relevance[2] = False
-    table = evaluate(MatrixScores(scores), sparse.csr_array(relevance), ks=(1, 5), bootstrap=50)
+    table = metric_table({"all": judge_both(MatrixScores(scores), sparse.csr_array(relevance), (1, 5))}, bootstrap=50)
     assert list(table.columns[:6]) == ["group", "direction", "metric", "value", "low", "high"]
     assert set(table.direction) == {"t2i", "i2t"}
     for direction, s, r in [("t2i", scores, relevance), ("i2t", scores.T, relevance.T)]:
@@ -94,6 +94,22 @@ def test_groups_are_ranked_on_their_own_and_pooled_by_query():
     assert cell(table, "median_rank").value == np.median(ranks)
     chances = [cell(table, "map_at_10", group=name) for name in parts]
     assert row.chance == pytest.approx(np.average([c.chance for c in chances], weights=[c.n_queries for c in chances]))
+
+
+def test_labels_keep_the_results_of_the_full_gallery():
+    scores, relevance = tied(4, 7, 9, 0.4)
+    relevance[2] = False
+    judged, _ = judge_both(MatrixScores(scores), sparse.csr_array(relevance), (1,))
+    parts = by_label(judged, ["red", "blue", "red", None, "blue", "red", "green"])
+    assert list(parts) == ["red", "blue", "green"]  # query 2 cannot be judged, query 3 has no label
+    assert parts["red"].rows.tolist() == [0, 5]
+    assert list(by_label(judged, ["red", "blue", "red", None, "blue", "red", "green"], at_least=2)) == ["red", "blue"]
+    table = metric_table({label: [part] for label, part in parts.items()}, bootstrap=20)
+    values = [reference.value("mrr", reference.ranked(scores[row], relevance[row])) for row in (0, 5)]
+    row = cell(table, "mrr", group="red")
+    assert row.value == pytest.approx(np.mean(values))
+    assert (row.n_queries, row.n_gallery) == (2, 9)
+    assert row.low <= row.value <= row.high
 
 
 def test_pooling_keeps_clusters_of_groups_apart():
@@ -145,12 +161,16 @@ def test_matching_accuracy_counts_queries_without_partner():
 
 
 def test_nothing_to_judge():
-    table = evaluate(MatrixScores(np.zeros((3, 4))), sparse.csr_array((3, 4), dtype=bool), bootstrap=10)
+    def table_of(shape):
+        judged = judge_both(MatrixScores(np.zeros(shape)), sparse.csr_array(shape, dtype=bool))
+        return metric_table({"all": judged}, bootstrap=10)
+
+    table = table_of((3, 4))
     assert table.value.isna().all()
     assert table.chance.isna().all()
     assert (table.n_queries == 0).all()
     assert cell(table, "mrr").n_skipped == 3
-    assert len(evaluate(MatrixScores(np.zeros((0, 0))), sparse.csr_array((0, 0), dtype=bool))) == len(table)
+    assert len(table_of((0, 0))) == len(table)
 
 
 def test_a_blind_ranking_cannot_be_judged():

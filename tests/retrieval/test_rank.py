@@ -167,6 +167,8 @@ def test_a_score_that_is_not_finite_is_named():
     vectors[3, 1] = np.nan
     with pytest.raises(ValueError, match="row 3 of the gallery is not finite"):
         EmbeddingScores(np.ones((2, 2)), vectors)
+    with pytest.raises(ValueError, match=r"row 3 of the queries \('d'\) is not finite"):
+        EmbeddingScores(vectors, np.ones((2, 2)), ids=(list("abcde"), ["x", "y"]))
     with pytest.raises(ValueError, match="query row 3 and gallery row 1"):
         MatrixScores(vectors)
 

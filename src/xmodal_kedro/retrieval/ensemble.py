@@ -32,7 +32,7 @@ class Member:
     def scores(self, part: Slice, fusion: FusionConfig, direction: str) -> ScoreSource:
         """Normalised scores of a slice: texts over images for `t2i`, images over texts for `i2t`."""
         texts, images = self.texts.take(part.text_ids), self.images.take(part.image_ids)
-        source: ScoreSource = EmbeddingScores(texts, images)
+        source: ScoreSource = EmbeddingScores(texts, images, ids=(part.text_ids, part.image_ids))
         name = fusion.normalisation_of(self.name)
         bank = None
         if name in BANKED:

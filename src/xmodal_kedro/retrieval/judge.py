@@ -14,7 +14,7 @@ from xmodal_kedro.models.backbone import Backbone
 from xmodal_kedro.retrieval.embed import embed_images, embed_texts
 from xmodal_kedro.retrieval.embeddings import Embeddings
 from xmodal_kedro.retrieval.match import assign
-from xmodal_kedro.retrieval.metrics import Judged, judge_both, metric_table
+from xmodal_kedro.retrieval.metrics import Judged, by_label, judge_both, metric_table
 from xmodal_kedro.retrieval.scores import EmbeddingScores, ScoreSource
 from xmodal_kedro.retrieval.slices import Slice
 
@@ -48,9 +48,56 @@ def judged_table(member: str, judged: dict[str, dict[str, list[Judged]]], evalua
     return pd.concat(tables, ignore_index=True)
 
 
+def label_table(
+    member: str,
+    judged: dict[str, dict[str, list[Judged]]],
+    slices: Sequence[Slice],
+    captions: pd.DataFrame,
+    column: str,
+    evaluation: EvaluationConfig,
+    at_least: int = 20,
+) -> pd.DataFrame:
+    """The t2i results of each label of the texts, with their numbers and intervals.
+
+    Args:
+        member: For the table.
+        judged: Of `judge_slices`.
+        slices: Those that were judged.
+        captions: With `text_id` and the column.
+        column: What to group by, such as `attributes`.
+        evaluation: How to resample.
+        at_least: Labels with fewer judged texts in a slice are left out.
+
+    Returns:
+        The columns of `judged_table` and, after `group`, `label`; no rows where no label has enough texts.
+    """
+    of_text = captions.dropna(subset=["text_id"]).drop_duplicates("text_id").set_index("text_id")[column]
+    tables = []
+    for part in slices:
+        results = judged.get(part.split, {}).get(part.group)
+        if not results:
+            continue
+        found = by_label(results[0], of_text.reindex(part.text_ids).tolist(), at_least)
+        for label, one in found.items():
+            table = metric_table({part.group: [one]}, bootstrap=evaluation.bootstrap, seed=evaluation.seed)
+            table.insert(1, "label", label)
+            table.insert(0, "split", part.split)
+            tables.append(table)
+    if not tables:
+        return pd.DataFrame(columns=["member", "split", "group", "label"])
+    whole = pd.concat(tables, ignore_index=True)
+    whole.insert(0, "member", member)
+    return whole
+
+
 def embedding_scores(texts: Embeddings, images: Embeddings) -> SliceScores:
     """Cosines of one member."""
-    return lambda part: (EmbeddingScores(texts.take(part.text_ids), images.take(part.image_ids)), None)
+
+    def of(part: Slice) -> tuple[ScoreSource, None]:
+        ids = part.text_ids, part.image_ids
+        return EmbeddingScores(texts.take(part.text_ids), images.take(part.image_ids), ids=ids), None
+
+    return of
 
 
 def dev_metrics(

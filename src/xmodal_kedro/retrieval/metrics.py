@@ -15,7 +15,7 @@ from resampling them. Queries without any relevant item cannot be judged: they a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -221,6 +221,24 @@ def pool(parts: Sequence[Judged]) -> Judged:
     )
 
 
+def by_label(judged: Judged, labels: Sequence[Any] | np.ndarray, at_least: int = 1) -> dict[str, Judged]:
+    """The queries of each label, such as an attribute: each query keeps the result it had in the full gallery.
+
+    Args:
+        judged: One direction.
+        labels: [N] a label for every query, judged or not; None and NaN leave a query out.
+        at_least: Labels with fewer judged queries are left out: their intervals would say nothing.
+
+    Returns:
+        Label to its part, those with most queries first; `metric_table` takes them as groups, each part in a list.
+    """
+    codes, names = pd.factorize(pd.Series(list(labels), dtype=object))
+    codes = codes[judged.rows]
+    counts = np.bincount(codes[codes >= 0], minlength=len(names))
+    chosen = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code] >= max(1, at_least)]
+    return {str(names[code]): _part(judged, codes == code) for code in chosen}
+
+
 def metric_table(groups: Mapping[str, Sequence[Judged]], *, bootstrap: int = 1000, seed: int = 0) -> pd.DataFrame:
     """Long table of metrics, one row per group, direction and metric.
 
@@ -240,15 +258,17 @@ def metric_table(groups: Mapping[str, Sequence[Judged]], *, bootstrap: int = 100
     return pd.DataFrame([row for group, judged in sections for row in _rows(group, judged, bootstrap, seed)])
 
 
-def evaluate(
-    scores: ScoreSource,
-    relevance: sparse.sparray | sparse.spmatrix,
-    ks: Sequence[int] = (1, 5, 10),
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Both directions of one set of pairs as a metric table: `judge_both` and `metric_table` with one group, `all`."""
-    return metric_table({POOLED: judge_both(scores, relevance, ks)}, bootstrap=bootstrap, seed=seed)
+def _part(judged: Judged, where: np.ndarray) -> Judged:
+    return replace(
+        judged,
+        values={name: column[where] for name, column in judged.values.items()},
+        rows=judged.rows[where],
+        relevant=judged.relevant[where],
+        gallery=judged.gallery[where],
+        queries=judged.queries[where],
+        clusters=judged.clusters[where],
+        skipped=0,
+    )
 
 
 def _partner_is_right(match: Match, truth: sparse.csr_array) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +21,7 @@ from xmodal_kedro.retrieval.scores.precision import (
     longest,
     sums_in_fp32,
 )
+from xmodal_kedro.retrieval.scores.product import product
 from xmodal_kedro.retrieval.scores.source import FP32_ROUNDING, Tile
 
 MANY = 1 << 16  # exact scores at once; above it, it pays to look for pairs that occur twice
@@ -29,7 +31,12 @@ class EmbeddingScores:
     """Inner products of two sets of vectors: cosines, where the vectors have unit length."""
 
     def __init__(
-        self, queries: Tensor | np.ndarray, gallery: Tensor | np.ndarray, device: torch.device | str = "cpu"
+        self,
+        queries: Tensor | np.ndarray,
+        gallery: Tensor | np.ndarray,
+        device: torch.device | str = "cpu",
+        *,
+        ids: tuple[Sequence[str], Sequence[str]] | None = None,
     ) -> None:
         """Take the two sides.
 
@@ -37,9 +44,10 @@ class EmbeddingScores:
             queries: [N, D], turned into fp32; a memory-mapped array is not copied.
             gallery: [M, D].
             device: Where the products are computed.
+            ids: Of the queries [N] and of the gallery [M], to name a vector by.
 
         Raises:
-            ValueError: The sides do not fit together, or a vector is not finite (its row is named).
+            ValueError: The sides do not fit together, or a vector is not finite (its row and id are named).
         """
         self.queries = as_matrix(queries, "queries", device)  # [N, D]
         self.gallery = as_matrix(gallery, "gallery", device)  # [M, D]
@@ -48,7 +56,11 @@ class EmbeddingScores:
                 f"queries have {self.queries.shape[1]} dimensions, the gallery has {self.gallery.shape[1]}: "
                 "both must come from the same member."
             )
-        self._lengths = _lengths(self.queries, "queries"), _lengths(self.gallery, "gallery")  # [N], [M]
+        query_ids, gallery_ids = ids or (None, None)
+        self._lengths = (  # [N], [M]
+            _lengths(self.queries, "queries", query_ids),
+            _lengths(self.gallery, "gallery", gallery_ids),
+        )
         self._reach = float(longest(self._lengths[0])) * float(longest(self._lengths[1]))
 
     @property
@@ -69,7 +81,7 @@ class EmbeddingScores:
         """
         left, right = self.queries[queries], self.gallery[gallery]
         if not (coarse and self._reach < HUGE and fast_bf16(self.device)):
-            return Tile(left @ right.T, torch.full((1, 1), self.noise, device=self.device))
+            return Tile(product(left, right), torch.full((1, 1), self.noise, device=self.device))
         with sums_in_fp32(self.device):
             scores = (left.bfloat16() @ right.bfloat16().T).float()
         (q_lengths, g_lengths), (q_lost, g_lost) = self._lengths, self._lost
@@ -150,12 +162,13 @@ def _first_of_same(vectors: Tensor) -> Tensor:
     return torch.where(same, first, own)
 
 
-def _lengths(vectors: Tensor, name: str) -> Tensor:
+def _lengths(vectors: Tensor, name: str, ids: Sequence[str] | None) -> Tensor:
     """Upper bounds of the lengths [N] of vectors, found in blocks; also the check that all are finite."""
     lengths = torch.cat([vectors.new_empty(0), *(length_bound(part) for part in vectors.split(1024))])
     if not bool(torch.isfinite(lengths).all()):
         row = int((~torch.isfinite(lengths)).nonzero()[0])
-        raise ValueError(f"row {row} of the {name} is not finite (NaN, infinite, or too long for fp32).")
+        called = "" if ids is None else f" ('{ids[row]}')"
+        raise ValueError(f"row {row} of the {name}{called} is not finite (NaN, infinite, or too long for fp32).")
     return lengths
 
 
