@@ -9,6 +9,9 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
+from functools import cache
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,15 +22,18 @@ from scipy import sparse
 
 import xmodal_kedro.retrieval as engine
 from tests.reference import ranks as reference
-from xmodal_kedro.config.ensemble import RerankConfig
+from xmodal_kedro.config.ensemble import FusionConfig, RerankConfig
+from xmodal_kedro.config.index import IndexConfig
 from xmodal_kedro.retrieval.embeddings import Embeddings
 from xmodal_kedro.retrieval.ensemble import Member
+from xmodal_kedro.retrieval.fuse import FUSIONS, DevPart
 from xmodal_kedro.retrieval.match import assign
 from xmodal_kedro.retrieval.metrics import judge_both, metric_names, per_query
 from xmodal_kedro.retrieval.normalise import NORMALISATIONS, Setting, normalised
 from xmodal_kedro.retrieval.rank import rank, rank_both
 from xmodal_kedro.retrieval.rerank.stage import SECOND_STAGES, Asked, Candidates
 from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, ScoreSource, Transposed, WeightedScores
+from xmodal_kedro.retrieval.search import build_index
 from xmodal_kedro.retrieval.slices import Slice
 
 torch.set_num_threads(1)
@@ -61,12 +67,16 @@ class Problem:
         return normalised(EmbeddingScores(queries, gallery), name, Setting(0.1, neighbours=2, iterations=3, bank=bank))
 
     def shuffled(self) -> tuple[Problem, np.ndarray, np.ndarray]:
-        other = object.__new__(Problem)
         rows, columns = (self.rng.permutation(len(side)) for side in self.sides)
+        other = self.taken(rows, columns)
+        other.bank = self.bank[self.rng.permutation(len(self.bank))]
+        return other, rows, columns
+
+    def taken(self, rows: np.ndarray, columns: np.ndarray) -> Problem:
+        other = copy(self)
         other.queries, other.gallery = self.queries[rows], self.gallery[columns]
         other.truth = sparse.csr_array(self.truth.toarray()[rows][:, columns])
-        other.bank, other.rng = self.bank[self.rng.permutation(len(self.bank))], self.rng
-        return other, rows, columns
+        return other
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -396,3 +406,109 @@ def test_second_stage_of_copies_and_of_nothing(method, direction):
     nobody = asked(method, *turn(queries[:0], gallery), rows[:0], direction)
     assert nobody.shape == (0, 6)
     assert asked(method, *turn(queries, gallery), rows[:, :1], direction).shape == (3, 1)
+
+
+# --- fusions --------------------------------------------------------------------------------------------------------
+
+
+class Members:
+    """Two members' scores of the same queries and gallery; copies are copies for both."""
+
+    def __init__(self, first: Problem, second: Problem) -> None:
+        self.both = {"one": first, "two": second}
+        self.truth = first.truth
+
+    @classmethod
+    def drawn(cls, seed: int, n: int, m: int, *, copies: bool = True) -> Members:
+        first, second = Problem(seed, n, m, copies=False), Problem(seed + 1, n, m, copies=False)
+        if copies:
+            rows, columns = (first.rng.integers(0, size, size) for size in (n, m))
+            for one in (first, second):
+                one.queries, one.gallery = one.queries[rows], one.gallery[columns]
+        return cls(first, second)
+
+    def shuffled(self) -> Members:
+        first = self.both["one"]
+        rows, columns = (first.rng.permutation(len(side)) for side in first.sides)
+        return Members(*(one.taken(rows, columns) for one in self.both.values()))
+
+    def sources(self) -> dict[str, ScoreSource]:
+        return {name: one.source("zscore") for name, one in self.both.items()}
+
+
+def fused(method: str, members: Members, candidates: int) -> ScoreSource:
+    config = fusion_config(method, candidates)
+    return FUSIONS[method].fuse(members.sources(), chosen(method, candidates), "t2i", config)
+
+
+def fusion_config(method: str, candidates: int) -> FusionConfig:
+    return FusionConfig(method=method, candidates=candidates, metric="map_at_3")
+
+
+@cache
+def chosen(method: str, candidates: int) -> dict[str, object]:
+    dev = Members.drawn(7, 14, 20)
+    parts = {"all": DevPart(dev.sources(), dev.truth)}
+    return FUSIONS[method].choose(["one", "two"], lambda direction: parts, fusion_config(method, candidates))
+
+
+# Lists that are cut may part copies, by the order of the gallery: there are copies only where nothing is cut.
+@pytest.mark.parametrize(("candidates", "copies"), [(4, False), (20, True)])
+@pytest.mark.parametrize("method", sorted(FUSIONS))
+@same_cases
+@given(sides, st.tuples(st.integers(1, 4), st.integers(1, 5)))
+def test_fusion_keeps_order_ties_and_tiles(method, candidates, copies, sides, tile):
+    members = Members.drawn(*sides, copies=copies)
+    other = members.shuffled()
+    source, turned = (fused(method, one, candidates) for one in (members, other))
+    for ties in ("pessimistic", "optimistic"):
+        found, expected = (
+            np.sort(ranks_of(one, of.truth, ties=ties), axis=1) for one, of in ((turned, other), (source, members))
+        )
+        assert sorted(found.tolist()) == sorted(expected.tolist())
+    scores, gallery = values(source), members.both["one"].gallery
+    _, which = np.unique(gallery, axis=0, return_inverse=True)
+    for group in range(which.max() + 1):
+        same = scores[:, which.ravel() == group]
+        assert (same == same[:, :1]).all()
+    split, whole = (rank(source, members.truth, 3, tile=shape) for shape in (tile, None))
+    for field in ("relevant_ranks", "top_rows", "top_scores"):
+        assert np.array_equal(getattr(whole, field), getattr(split, field)), field
+
+
+@pytest.mark.parametrize("method", sorted(FUSIONS))
+def test_fusion_of_little(method):
+    assert rank(fused(method, Members.drawn(0, 0, 5, copies=False), 4), None, 3).top_rows.shape == (0, 3)
+    assert rank(fused(method, Members.drawn(0, 1, 1, copies=False), 4), None, 3).top_rows.tolist() == [[0]]
+    equal = Members.drawn(0, 3, 6)
+    for one in equal.both.values():
+        one.gallery[:] = one.gallery[0]
+    truth = np.zeros((3, 6), bool)
+    truth[:, 2] = True
+    assert ranks_of(fused(method, equal, 20), truth).max(axis=1).tolist() == [6, 6, 6]
+    assert ranks_of(fused(method, equal, 20), truth, ties="optimistic").max(axis=1).tolist() == [1, 1, 1]
+
+
+# --- searchers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", get_args(IndexConfig.model_fields["kind"].annotation))
+@same_cases
+@given(sides)
+def test_searchers_find_the_exact_best(kind, sides):
+    if kind != "exact":
+        pytest.importorskip("faiss", reason="the extra `search`")
+    problem = Problem(*sides, copies=kind == "exact")  # faiss orders equal scores as it likes
+    queries, gallery = problem.sides
+    settings = {"lists": 1, "probes": 1} if kind == "ivf" else {}
+    index = build_index(embeddings("image", gallery, "photo"), IndexConfig(kind=kind, **settings))
+    expected = rank(EmbeddingScores(queries, gallery), None, 4)
+    found = index.search(queries, 4)
+    assert np.array_equal(found.rows, expected.top_rows)
+    assert np.allclose(found.scores, expected.top_scores, atol=1e-6)
+    assert np.array_equal(index.search(queries[::-1].copy(), 4).rows, found.rows[::-1])
+    assert index.search(queries[:0], 4).rows.shape[0] == 0
+    broken = queries.copy()
+    broken[-1, 0] = np.nan
+    with pytest.raises(ValueError, match=f"row {len(broken) - 1} of the queries"):
+        index.search(broken, 4)
