@@ -402,13 +402,16 @@ def gain(facts: Mapping[str, float]) -> str:
     return f"{f'**{text}**' if sure else text} p {facts['p']:.3f}"
 
 
-def write(results: Mapping[str, Any]) -> None:
-    """The results, and the tables between the marks of the page."""
+def write(found: Mapping[str, Any]) -> None:
+    """Results and the tables between the marks of the page; environments that were studied before are kept."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "study.json").write_text(json.dumps(results, indent=2))
-    body = "\n".join(table(name, facts) for name, facts in results["environments"].items())
-    before, after = MARKED.split(PAGE.read_text())
-    PAGE.write_text(f"{before}<!-- study -->\n{body}<!-- /study -->{after}")
+    file = RESULTS / "study.json"
+    before = json.loads(file.read_text())["environments"] if file.exists() else {}
+    environments = dict(sorted({**before, **found["environments"]}.items()))
+    file.write_text(json.dumps({**found, "environments": environments}, indent=2))
+    body = "\n".join(table(name, facts) for name, facts in environments.items())
+    top, bottom = MARKED.split(PAGE.read_text())
+    PAGE.write_text(f"{top}<!-- study -->\n{body}<!-- /study -->{bottom}")
 
 
 def main() -> None:
