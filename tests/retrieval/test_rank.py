@@ -248,3 +248,20 @@ def test_ranking_table_names_rows():
     assert table["score"].dtype == np.float32
     with pytest.raises(ValueError, match="3 query ids"):
         ranking_table(["a", "b", "c"], ["a", "b"], ranking)
+
+
+@pytest.mark.parametrize("doubt", [1, 128, 10**9], ids=["coarse alone", "as it comes", "fine alone"])
+def test_coarse_tiles_cannot_change_a_rank(monkeypatch, doubt):
+    rng = np.random.default_rng(3)
+    queries, gallery = near_ties(rng, 60, 200, 32)
+    queries[30:], gallery[100:] = rng.standard_normal((30, 32)), rng.standard_normal((100, 32))
+    relevance = rng.random((60, 200)) < np.where(np.arange(60) % 20 == 0, 0.3, 0.01)[:, None]
+    scores = EmbeddingScores(queries, gallery)
+    exact = scores.pairs(torch.arange(60).repeat_interleave(200), torch.arange(200).repeat(60)).view(60, 200)
+    monkeypatch.setattr(rank_module, "DOUBT", doubt)
+    monkeypatch.setattr(rank_module, "CROWDED", 0 if doubt == 1 else 16)
+    forward, backward = rank_both(scores, sparse.csr_array(relevance), 5, tile=(17, 64))
+    assert by_query(forward) == reference.relevant_ranks(exact.tolist(), relevance)
+    assert by_query(backward) == reference.relevant_ranks(exact.T.tolist(), relevance.T)
+    assert forward.top_rows.tolist() == reference.top(exact.tolist(), 5)
+    assert backward.top_rows.tolist() == reference.top(exact.T.tolist(), 5)

@@ -328,7 +328,7 @@ def _canonical(relevance: sparse.sparray | sparse.spmatrix | None, shape: tuple[
 
 def _tile_shape(device: torch.device) -> tuple[int, int]:
     """A tile that fits the CPU's cache, or fills a GPU."""
-    return (512, 2048) if device.type == "cpu" else (8192, 8192)
+    return (512, 1024) if device.type == "cpu" else (8192, 8192)
 
 
 def _slices(length: int, step: int) -> Iterator[slice]:

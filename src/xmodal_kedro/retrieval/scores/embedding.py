@@ -24,6 +24,7 @@ from xmodal_kedro.retrieval.scores.precision import (
 from xmodal_kedro.retrieval.scores.product import product
 from xmodal_kedro.retrieval.scores.source import FP32_ROUNDING, Tile
 
+BLOCK = 256  # vectors at once where all are looked at
 MANY = 1 << 16  # exact scores at once; above it, it pays to look for pairs that occur twice
 
 
@@ -120,7 +121,7 @@ class EmbeddingScores:
         return self._products(queries, gallery)
 
     def _products(self, queries: Tensor, gallery: Tensor) -> Tensor:
-        at_once = max(1, (1 << 17 if self.device.type == "cpu" else 1 << 25) // max(1, self.queries.shape[1]))
+        at_once = max(1, (1 << 16 if self.device.type == "cpu" else 1 << 25) // max(1, self.queries.shape[1]))
         found = torch.empty(len(queries), dtype=torch.float64, device=self.device)
         for start in range(0, len(queries), at_once):
             part = slice(start, start + at_once)
@@ -164,7 +165,9 @@ def _first_of_same(vectors: Tensor) -> Tensor:
 
 def _lengths(vectors: Tensor, name: str, ids: Sequence[str] | None) -> Tensor:
     """Upper bounds of the lengths [N] of vectors, found in blocks; also the check that all are finite."""
-    lengths = torch.cat([vectors.new_empty(0), *(length_bound(part) for part in vectors.split(1024))])
+    lengths = vectors.new_empty(len(vectors))  # allocated first: small results between large blocks scatter the heap
+    for start in range(0, len(vectors), BLOCK):
+        lengths[start : start + BLOCK] = length_bound(vectors[start : start + BLOCK])
     if not bool(torch.isfinite(lengths).all()):
         row = int((~torch.isfinite(lengths)).nonzero()[0])
         called = "" if ids is None else f" ('{ids[row]}')"
@@ -173,4 +176,8 @@ def _lengths(vectors: Tensor, name: str, ids: Sequence[str] | None) -> Tensor:
 
 
 def _lost(vectors: Tensor) -> Tensor:
-    return torch.cat([vectors.new_empty(0), *(length_bound(part - part.bfloat16()) for part in vectors.split(1024))])
+    lengths = vectors.new_empty(len(vectors))
+    for start in range(0, len(vectors), BLOCK):
+        part = vectors[start : start + BLOCK]
+        lengths[start : start + BLOCK] = length_bound(part - part.bfloat16())
+    return lengths
