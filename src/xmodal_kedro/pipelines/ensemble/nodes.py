@@ -39,8 +39,9 @@ def choose_fusion(
         against = "equal weights" if gain["over"] == "equal" else f"{gain['over']} alone"
         text = f"{gain['value']:+.4f} {ensemble.fusion.metric} on dev over {against}"
         text += f" (95 % interval {gain['low']:+.4f} to {gain['high']:+.4f})"
-        if gain["low"] <= 0.0 <= gain["high"]:
-            log.warning("The fusion's gain is not certain: %s includes 0", text)
+        if gain["low"] <= 0.0:
+            how = "includes 0" if gain["high"] >= 0.0 else "is a loss"
+            log.warning("The fusion is not sure to help: %s %s", text, how)
         else:
             log.info("The fusion's gain: %s", text)
     return fusion
