@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from tests.reference import matching as reference
-from xmodal_kedro.retrieval.match import assign, assignment, best_of_each, candidates, check, tiles
+from xmodal_kedro.retrieval.match import assign, assignment, best_of_each, candidates, check, graph, tiles
 from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, Tile
 
 torch.set_num_threads(1)
@@ -294,3 +294,37 @@ def test_a_score_that_is_not_finite_is_named_by_its_rows(method, shape):
     rows, columns = np.arange(shape[0]) % 2, np.arange(1, shape[1] + 1) % 2
     with pytest.raises(ValueError, match=named):
         assign(broken, query_groups=rows, gallery_groups=columns, method=method)
+
+
+@pytest.mark.parametrize("rules", ["allowed", "forbidden"])
+def test_one_more_pair_is_worth_any_loss_of_score(rules):
+    """Row 0 takes item 0 alone; the others would rather take the item before their own; the last may take none."""
+    n = 12
+    scores = np.eye(n, k=-1, dtype=np.float32)
+    allowed = (np.eye(n) + np.eye(n, k=-1)).astype(bool)
+    allowed[-1] = False
+    pairs = sparse.csr_array(allowed if rules == "allowed" else ~allowed)
+    match = assign(MatrixScores(scores), **{rules: pairs}, method="sparse")
+    assert match.gallery_row_of().tolist() == [*range(n - 1), -1]
+    judged(match, scores, allowed, best=(n - 1, 0.0))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (40, 1), (1, 50), (40, 50)])
+@pytest.mark.parametrize("coarse", [0.3, 5.0])
+def test_the_check_sees_through_the_noise_of_tiles(shape, coarse):
+    """Tiles that are too low by all that their noise admits hide no pair whose score exceeds the prices."""
+    scores = np.random.default_rng(11).standard_normal((40, 50)).astype(np.float32)
+
+    class Low(MatrixScores):
+        def tile(self, queries, gallery, *, coarse=False):
+            error = noises[coarse]
+            return Tile(super().tile(queries, gallery).scores - error, torch.full(shape, error))
+
+    noises = {True: coarse, False: 0.1}
+    rows_price = np.sort(scores, axis=1)[:, -3].astype(np.float64)  # the best two of every row exceed it
+    solution = graph.Solution(np.arange(40), 0.0, rows_price, np.zeros(50), 0.0, 0.0)
+    found = check.check(Low(scores), tiles.Forbidden(None, torch.device("cpu")), solution, 5.0)
+    above = (scores > rows_price[:, None]).nonzero()
+    assert sorted(found.keys.tolist()) == (above[0] * 50 + above[1]).tolist()
+    assert found.count == 80
+    assert found.smallest == (rows_price[:, None] - scores).min()
