@@ -64,6 +64,7 @@ def compete(
     small: Callable[[], Any] | None = None,
     memory: bool = True,
     repetitions: int = 5,
+    bf16: bool = False,
 ) -> dict[str, Any]:
     """One case of a contest; it tells how far it is on stderr.
 
@@ -84,7 +85,11 @@ def compete(
         small: Makes small inputs, for the warm-up of every side, here and in the processes that measure peaks.
         memory: Whether peaks are measured.
         repetitions: Of each side.
+        bf16: Whether the goals of time and share rest on bf16; where the CPU has no instructions for it, they do not
+            apply and the figures are only reported.
     """
+    if bf16 and not machine()["flags"]:
+        goals, share = {name: Goal(memory=goal.memory) for name, goal in goals.items()}, None
     given = inputs()
     outputs: dict[str, Any] = {}
     first: dict[str, float] = {}

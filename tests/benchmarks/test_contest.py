@@ -50,6 +50,15 @@ def test_share_of_the_limit():
     assert found["limit"]["share"] == pytest.approx(found["limit"]["seconds"] / found["ours"]["seconds"])
 
 
+@pytest.mark.parametrize("flags", [[], ["avx512_bf16"]])
+def test_goals_that_rest_on_bf16_need_a_cpu_with_it(flags, monkeypatch):
+    monkeypatch.setattr(contest, "machine", lambda: {"flags": flags})
+    found = case({"peer": Goal(ratio=1e9)}, share=2.0, bf16=True)
+    assert found["passed"] == (not flags)
+    assert len(found["goals_met"]) == 2 * len(flags)
+    assert not case({"peer": Goal(ratio=1e9)})["passed"]  # others hold everywhere
+
+
 def test_other_outputs_end_the_contest():
     with pytest.raises(AssertionError, match="peer says"):
         case(sides={"ours": tiny.fast, "peer": tiny.wrong})
