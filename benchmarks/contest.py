@@ -282,7 +282,8 @@ def write(name: str, cases: list[dict[str, Any]], *, quick: bool = False, load: 
         goal = f" (goal {limit['share_goal']:.0%})" if limit.get("share_goal") is not None else ""
         print(f"  {limit['what']:<28} {limit['seconds']:8.3f} s  share {limit['share']:.0%}{goal}")
         missed = [one["what"] for one in case.get("goals_met", []) if not one["met"]]
-        print(f"  {'goals met' if case['passed'] else 'GOAL MISSED: ' + '; '.join(missed)}", flush=True)
+        met = "goals met" if case.get("goals_met") else "no goal for this"
+        print(f"  {met if case['passed'] else 'GOAL MISSED: ' + '; '.join(missed)}", flush=True)
     return passed
 
 
