@@ -41,7 +41,7 @@ def count_reaching(
     if thresholds.numel() == 0:
         return torch.zeros(thresholds.shape, dtype=torch.int64, device=thresholds.device)
     lowest = thresholds[:, :1].float() - tile.noise
-    entries = _between(tile.scores, lowest, most=tile.scores.numel() // SPARSE)
+    entries = between(tile.scores, lowest, most=tile.scores.numel() // SPARSE)
     if entries is not None:
         return count_by_search(tile, thresholds, exact, ties=ties, most=most, entries=entries)
     lengths = (thresholds < torch.inf).sum(1)
@@ -92,7 +92,7 @@ def count_by_passes(
         if len(unsure) == 0:
             continue
         (scores, noise), bound = _lines(part, unsure), threshold[unsure]
-        near = _between(scores, bound - noise, bound + noise)
+        near = between(scores, bound - noise, bound + noise)
         assert near is not None
         position, place = near
         line = lines[unsure[position]]
@@ -124,7 +124,7 @@ def count_by_search(
     lines, slots = thresholds.shape
     bounds = thresholds.float()
     if entries is None:
-        entries = _between(tile.scores, bounds[:, :1] - tile.noise)
+        entries = between(tile.scores, bounds[:, :1] - tile.noise)
         assert entries is not None
     line, place = entries
     scores, noise = tile.scores[line, place], tile.noise.expand_as(tile.scores)[line, place]
@@ -154,7 +154,7 @@ def _lines(tile: Tile, lines: Tensor) -> Tile:
     return Tile(tile.scores[lines], tile.noise if len(tile.noise) == 1 else tile.noise[lines])
 
 
-def _between(
+def between(
     scores: Tensor, low: Tensor, high: Tensor | None = None, most: int | None = None
 ) -> tuple[Tensor, Tensor] | None:
     """Rows and columns of the scores [B, G] from low to high, both broadcastable; none where they are more than `most`.
@@ -170,7 +170,7 @@ def _between(
         found = near.nonzero()
         return found[:, 0], found[:, 1]
     if not scores.is_contiguous() and scores.T.is_contiguous():
-        turned = _between(scores.T, low.T, None if high is None else high.T, most)
+        turned = between(scores.T, low.T, None if high is None else high.T, most)
         return None if turned is None else (turned[1], turned[0])
     values = scores.numpy()  # numpy finds few among many ten times as fast as torch
     flags = values >= low.numpy()

@@ -18,12 +18,13 @@ from scipy import sparse
 from torch import Tensor
 from tqdm import tqdm
 
-from xmodal_kedro.retrieval.counts import count_reaching
+from xmodal_kedro.retrieval.counts import between, count_reaching
 from xmodal_kedro.retrieval.scores import ScoreSource, Tile, Transposed
 
 Ties = Literal["pessimistic", "optimistic"]
 SPARE = 16  # candidates kept beyond k, so that scores within the noise around place k seldom need a second look
 DOUBT = 128  # a fine tile costs as much as the exact scores of this part of its entries
+FEW_PASS = 32  # entries of a tile that may be among the best are looked at one by one up to this part of it
 CROWDED = 16  # a fine tile costs less than a second look at this part of its rows
 LONGEST_PAUSE = 64  # tiles after which coarse ones are tried again, however often they failed
 BLOCK = 32  # columns whose maximum stands for them in the search for the best of a tile
@@ -157,11 +158,15 @@ def _look(
 
 
 class _Best(NamedTuple):
-    """Candidates [B, K] of each query, by descending upper bound; lower and upper bounds of their scores, fp32."""
+    """Candidates [B, K] of each query, by descending upper bound; lower and upper bounds of their scores, fp32.
+
+    Where a query has fewer, minus infinity fills up. `reached` [B, 1] is what the best k of a query score at least.
+    """
 
     upper: Tensor
     lower: Tensor
     rows: Tensor
+    reached: Tensor
 
 
 class _Direction:
@@ -175,28 +180,34 @@ class _Direction:
         self.k = min(k, m)
         kept = min(self.k + SPARE, m) if self.k else 0
         lowest = torch.full((n, kept), -torch.inf, device=scores.device)
-        self.best = _Best(lowest, lowest.clone(), torch.zeros((n, kept), dtype=torch.int64, device=scores.device))
+        rows = torch.zeros((n, kept), dtype=torch.int64, device=scores.device)
+        self.best = _Best(lowest, lowest.clone(), rows, lowest.new_full((n, 1), -torch.inf))
         self.truth = None if relevance is None else _Truth(scores, relevance)
 
     def best_with(self, tile: Tile, queries: slice, gallery: slice, *, coarse: bool) -> _Best | None:
         """The best candidates of the queries with those of the tile; none where a coarse tile tells too few apart."""
-        kept = self.best.upper.shape[1]
-        so_far = _Best(*(part[queries] for part in self.best))
+        best = _Best(*(part[queries] for part in self.best))
         if not self.k:
-            return so_far
-        upper, lower, columns = _best(Tile(tile.scores.contiguous(), tile.noise), kept)
-        both = _Best(
-            torch.cat([so_far.upper, upper], 1),
-            torch.cat([so_far.lower, lower], 1),
-            torch.cat([so_far.rows, columns + gallery.start], 1),
-        )
-        order = both.upper.topk(kept, dim=1).indices
-        found = _Best(*(part.gather(1, order) for part in both))
+            return best
+        kept = best.upper.shape[1]
+        passing = between(tile.scores, best.reached - tile.noise, most=tile.scores.numel() // FEW_PASS)
+        if passing is None:
+            lines = torch.arange(len(best.upper), device=tile.scores.device)
+            upper, lower, columns = _best(Tile(tile.scores.contiguous(), tile.noise), kept)
+        else:  # most often, once the gallery has shown a few of its tiles
+            lines, upper, lower, columns = _padded(tile, *passing)
+        if len(lines):
+            upper = torch.cat([best.upper[lines], upper], 1)
+            order = upper.topk(kept, dim=1)
+            lower = torch.cat([best.lower[lines], lower], 1).gather(1, order.indices)
+            rows = torch.cat([best.rows[lines], columns + gallery.start], 1).gather(1, order.indices)
+            found = _Best(order.values, lower, rows, lower.topk(self.k, dim=1).values[:, -1:])
+            best = _Best(*(part.index_copy(0, lines, new) for part, new in zip(best, found, strict=True)))
         if coarse and kept < self.scores.shape[1]:
-            reached = found.lower.topk(self.k, dim=1).values[:, -1]
-            if bool((reached <= found.upper[:, -1]).sum() * CROWDED > len(reached)):
+            full = best.upper[:, -1:]
+            if int(((best.reached <= full) & (full > -torch.inf)).sum()) * CROWDED > len(full):
                 return None
-        return found
+        return best
 
     def count(self, tile: Tile, queries: slice, gallery: slice, *, most: int | None) -> Tensor | None:
         """How many other items of the tile reach each relevant item of the queries; none where too much is in doubt."""
@@ -227,10 +238,10 @@ class _Direction:
 
     def _top(self) -> tuple[Tensor, Tensor]:
         """Order the candidates by exact scores; look again at queries where an item that was dropped may belong."""
-        upper, lower, rows = self.best
+        upper, lower, rows, reached = self.best
         if not self.k:
             return rows, lower.double()
-        likely = upper >= lower.topk(self.k, dim=1).values[:, -1:]  # the others are behind k candidates for sure
+        likely = upper >= reached  # the others are behind k candidates for sure
         query, place = likely.nonzero(as_tuple=True)
         items = rows[query, place]
         items, exact = _ordered(query, items, self.scores.pairs(query, items))
@@ -347,14 +358,32 @@ def _finite(tile: Tile, queries: slice, gallery: slice) -> Tile:
     return tile
 
 
-def _best(tile: Tile, k: int) -> _Best:
-    """The k highest upper bounds of each row of a tile [B, G] (fewer, where G is); `rows` are columns of the tile."""
+def _best(tile: Tile, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Upper and lower bounds and columns [B, k] of the k highest upper bounds of each row of a tile [B, G]."""
     scores, noise = tile
     uniform = noise.shape[1] == 1  # then scores and their upper bounds have the same order within a row
     values, columns = _highest(scores if uniform else scores + noise, k)
     noise = noise.expand_as(scores).gather(1, columns)
     upper = values + noise if uniform else values
-    return _Best(upper, upper - 2 * noise, columns)
+    return upper, upper - 2 * noise, columns
+
+
+def _padded(tile: Tile, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Entries [K] of a tile, by rows.
+
+    Returns:
+        The rows [L] that have any; upper and lower bounds and columns [L, W] of their entries. Where a row has fewer,
+        minus infinity fills up.
+    """
+    order = row.argsort(stable=True)
+    row, column = row[order], column[order]
+    lines, line, counts = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[line]
+    scores, noise = tile.scores[row, column], tile.noise.expand_as(tile.scores)[row, column]
+    upper = scores.new_full((len(lines), int(counts.max()) if len(lines) else 0), -torch.inf)
+    lower, columns = upper.clone(), torch.zeros_like(upper, dtype=torch.int64)
+    upper[line, place], lower[line, place], columns[line, place] = scores + noise, scores - noise, column
+    return lines, upper, lower, columns
 
 
 def _highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
