@@ -200,6 +200,7 @@ def test_both_ways_of_counting_are_the_loop(seed, rows, slots, width, ties):
     exact = torch.from_numpy(rng.integers(0, 6, size=(rows, width)) / 4.0)
     noise = torch.full((1, 1), 0.25)
     tile = Tile((exact + torch.from_numpy(rng.uniform(-0.25, 0.25, exact.shape))).float(), noise)
+    closer = torch.from_numpy(rng.choice([-0.125, 0.0, 0.125], exact.shape))
     thresholds = torch.from_numpy(np.sort(rng.integers(0, 6, size=(rows, slots)) / 4.0, axis=1))
     if slots:
         thresholds[0, slots // 2 :] = torch.inf
@@ -209,8 +210,11 @@ def test_both_ways_of_counting_are_the_loop(seed, rows, slots, width, ties):
     ]
     for shape in [(1, 1), (rows, 1), (rows, width)]:
         for count in (count_by_passes, count_by_search, count_reaching) if slots else (count_by_passes, count_reaching):
-            found = count(Tile(tile.scores, noise.expand(shape)), thresholds, lambda r, c: exact[r, c], ties=ties)
-            assert found.tolist() == expected
+            for quick in (None, lambda r, c: None, lambda r, c: ((exact[r, c] + closer[r, c]).float(), 0.125)):
+                found = count(
+                    Tile(tile.scores, noise.expand(shape)), thresholds, lambda r, c: exact[r, c], ties=ties, quick=quick
+                )
+                assert found.tolist() == expected
 
 
 @pytest.mark.parametrize("width", [5, 700, 1000])

@@ -19,12 +19,21 @@ FEW = 8  # thresholds per line; above it a binary search per score costs less th
 SPARSE = 32  # searches for this part of a tile's scores cost as much as passes over all
 AT_ONCE = 1 << 17  # scores of the lines that are searched at once
 
+QuickScores = Callable[[Tensor, Tensor], tuple[Tensor, float] | None]
+"""Lines [K] and places [K] to scores [K] fp32 that are closer than the tile's, and how far they are off at most."""
+
 ExactScores = Callable[[Tensor, Tensor], Tensor]
 """Lines [K] and places [K] in them to the exact scores [K] fp64 of these entries of a tile."""
 
 
 def count_reaching(
-    tile: Tile, thresholds: Tensor, exact: ExactScores, *, ties: bool, most: int | None = None
+    tile: Tile,
+    thresholds: Tensor,
+    exact: ExactScores,
+    *,
+    ties: bool,
+    most: int | None = None,
+    quick: QuickScores | None = None,
 ) -> Tensor | None:
     """Count the scores of each line that reach each of the line's thresholds.
 
@@ -33,7 +42,9 @@ def count_reaching(
         thresholds: [B, R] fp64, ascending along R, filled up with plus infinity.
         exact: Exact scores of entries that the tile's noise leaves in doubt.
         ties: Whether a score that equals the threshold reaches it.
-        most: Entries in doubt above which to give up, before any is asked for; never by default.
+        most: Entries in doubt above which to give up, before their exact scores are asked for; never by default.
+        quick: Scores between the tile's and the exact ones, which leave less in doubt; none, or none found, goes
+            without.
 
     Returns:
         [B, R] int64; none where too much is in doubt.
@@ -43,7 +54,7 @@ def count_reaching(
     lowest = thresholds[:, :1].float() - tile.noise
     entries = between(tile.scores, lowest, most=tile.scores.numel() // SPARSE)
     if entries is not None:
-        return count_by_search(tile, thresholds, exact, ties=ties, most=most, entries=entries)
+        return count_by_search(tile, thresholds, exact, ties=ties, most=most, quick=quick, entries=entries)
     lengths = (thresholds < torch.inf).sum(1)
     few, many = ((lengths <= FEW).nonzero()[:, 0], (lengths > FEW).nonzero()[:, 0])
     parts: list[tuple[Tensor, Callable[..., Tensor | None]]] = [(few, count_by_passes)]
@@ -58,7 +69,10 @@ def count_reaching(
         def of_lines(line: Tensor, place: Tensor, lines: Tensor = lines) -> Tensor:
             return exact(lines[line], place)
 
-        found = count(part, thresholds[lines, :width], of_lines, ties=ties, most=most)
+        def quick_of_lines(line: Tensor, place: Tensor, lines: Tensor = lines) -> tuple[Tensor, float] | None:
+            return None if quick is None else quick(lines[line], place)
+
+        found = count(part, thresholds[lines, :width], of_lines, ties=ties, most=most, quick=quick_of_lines)
         if found is None:
             return None
         counts[lines, :width] = found
@@ -66,7 +80,13 @@ def count_reaching(
 
 
 def count_by_passes(
-    tile: Tile, thresholds: Tensor, exact: ExactScores, *, ties: bool, most: int | None = None
+    tile: Tile,
+    thresholds: Tensor,
+    exact: ExactScores,
+    *,
+    ties: bool,
+    most: int | None = None,
+    quick: QuickScores | None = None,
 ) -> Tensor | None:
     """`count_reaching` with two passes over the tile per threshold."""
     sure = torch.zeros(thresholds.shape, dtype=torch.int64, device=thresholds.device)
@@ -96,8 +116,15 @@ def count_by_passes(
         assert near is not None
         position, place = near
         line = lines[unsure[position]]
+        bounds = thresholds[line, slot]
+        known = None if quick is None else quick(line, place)
+        if known is not None:
+            values, error = known
+            sure[:, slot].index_add_(0, line, (values > bounds.float() + error).long())
+            left = ((values - bounds.float()).abs() <= error).nonzero()[:, 0]
+            line, place, bounds = line[left], place[left], bounds[left]
         value = exact(line, place)
-        reaches = value >= thresholds[line, slot] if ties else value > thresholds[line, slot]
+        reaches = value >= bounds if ties else value > bounds
         sure[:, slot].index_add_(0, line, reaches.long())
     return sure
 
@@ -109,6 +136,7 @@ def count_by_search(
     *,
     ties: bool,
     most: int | None = None,
+    quick: QuickScores | None = None,
     entries: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor | None:
     """`count_reaching` by placing scores among their line's thresholds.
@@ -119,6 +147,7 @@ def count_by_search(
         exact: As there.
         ties: As there.
         most: As there.
+        quick: As there.
         entries: Lines [K] and places [K] of all scores that may reach a threshold; found here by default.
     """
     lines, slots = thresholds.shape
@@ -127,7 +156,12 @@ def count_by_search(
         entries = between(tile.scores, bounds[:, :1] - tile.noise)
         assert entries is not None
     line, place = entries
-    scores, noise = tile.scores[line, place], tile.noise.expand_as(tile.scores)[line, place]
+    known = None if quick is None else quick(line, place)
+    noise: Tensor | float
+    if known is None:
+        scores, noise = tile.scores[line, place], tile.noise.expand_as(tile.scores)[line, place]
+    else:
+        scores, noise = known
     passed = _search(bounds, line, scores - noise, right=False)  # [K]: how many thresholds each passes for sure
     unsure = (_search(bounds, line, scores + noise, right=True) != passed).nonzero()[:, 0]
     if most is not None and len(unsure) > most:
@@ -141,6 +175,9 @@ def count_by_search(
 def _search(thresholds: Tensor, line: Tensor, values: Tensor, *, right: bool) -> Tensor:
     """How many of the thresholds [B, R] of line[i] lie below values[i] (`right`: or are equal); [K]."""
     slots = thresholds.shape[1]
+    if slots <= FEW:
+        bounds = thresholds.T.contiguous().index_select(1, line)  # [R, K]
+        return (bounds <= values if right else bounds < values).sum(0)
     low, high = torch.zeros_like(line), torch.full_like(line, slots)
     while bool((low < high).any()):
         middle = (low + high) // 2

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xmodal_kedro.retrieval.counts import between, count_reaching
-from xmodal_kedro.retrieval.scores import ScoreSource, Tile, Transposed
+from xmodal_kedro.retrieval.scores import ScoreSource, Tile, Transposed, quick_pairs
 
 Ties = Literal["pessimistic", "optimistic"]
 SPARE = 16  # candidates kept beyond k, so that scores within the noise around place k seldom need a second look
@@ -315,7 +315,10 @@ class _Truth:
         def exact(row: Tensor, column: Tensor) -> Tensor:
             return self.scores.pairs(row + queries.start, column + gallery.start)
 
-        counts = count_reaching(tile, thresholds, exact, ties=ties, most=most)
+        def quick(row: Tensor, column: Tensor) -> tuple[Tensor, float] | None:
+            return quick_pairs(self.scores, row + queries.start, column + gallery.start)
+
+        counts = count_reaching(tile, thresholds, exact, ties=ties, most=most, quick=quick)
         return None if counts is None else counts[rows, slots]
 
     def ranks(self) -> Tensor:

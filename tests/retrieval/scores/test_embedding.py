@@ -6,7 +6,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from xmodal_kedro.retrieval.scores import EmbeddingScores
+from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, Transposed, quick_pairs
 from xmodal_kedro.retrieval.scores.precision import fast_bf16
 
 torch.set_num_threads(1)
@@ -51,6 +51,31 @@ def test_no_score_leaves_its_noise(coarse, left, right, shape, d, seed):
     scores, noise = source.tile(slice(0, n), slice(0, m), coarse=coarse)
     assert scores.dtype == noise.dtype == torch.float32
     assert bool(((scores.double() - exact.float().double()).abs() <= noise).all())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(list(KINDS)),
+    st.sampled_from(list(KINDS)),
+    st.sampled_from([1, 7, 512, 1500]),
+    st.integers(0, 2**32 - 1),
+)
+def test_no_quick_score_leaves_its_bound_either_way_round(left, right, d, seed):
+    rng = np.random.default_rng(seed)
+    source = EmbeddingScores(KINDS[left](rng, 9, d), KINDS[right](rng, 20, d))
+    q, g = torch.from_numpy(rng.integers(0, 9, 60)), torch.from_numpy(rng.integers(0, 20, 60))
+    exact = source.pairs(q, g).float().double()
+    for found in (quick_pairs(source, q, g), quick_pairs(Transposed(source), g, q)):
+        if found is not None:
+            scores, error = found
+            assert bool(((scores.double() - exact).abs() <= error).all())
+
+
+def test_a_source_without_quick_scores_has_none():
+    source = MatrixScores(np.ones((2, 3)))
+    places = torch.zeros(1, dtype=torch.int64)
+    assert quick_pairs(source, places, places) is None
+    assert quick_pairs(Transposed(source), places, places) is None
 
 
 @needs_bf16

@@ -21,7 +21,7 @@ from xmodal_kedro.retrieval.scores.precision import (
     longest,
     sums_in_fp32,
 )
-from xmodal_kedro.retrieval.scores.product import product
+from xmodal_kedro.retrieval.scores.product import chosen_products, product
 from xmodal_kedro.retrieval.scores.source import FP32_ROUNDING, Tile
 
 BLOCK = 256  # vectors at once where all are looked at
@@ -119,6 +119,11 @@ class EmbeddingScores:
             )
             return self._products(keys // self.shape[1], keys % self.shape[1])[same]
         return self._products(queries, gallery)
+
+    def quick_pairs(self, queries: Tensor, gallery: Tensor) -> tuple[Tensor, float] | None:
+        """Inner products of chosen pairs in fp32, dozens of times as fast as the exact ones; on CPUs."""
+        scores = chosen_products(self.queries, self.gallery, queries, gallery)
+        return None if scores is None else (scores, self.noise)
 
     def _products(self, queries: Tensor, gallery: Tensor) -> Tensor:
         at_once = max(1, (1 << 16 if self.device.type == "cpu" else 1 << 25) // max(1, self.queries.shape[1]))

@@ -1,7 +1,8 @@
-"""Products of fp32 by the fastest library that torch brings along."""
+"""Products of fp32 by the fastest library that torch brings along: all of two sets of vectors, or chosen ones."""
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import torch
@@ -24,3 +25,46 @@ def _one_dnn() -> bool:
     """Whether oneDNN is there, may be used, and has vectors of 512 bits."""
     able = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
     return bool(able and torch.backends.mkldnn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+
+
+def chosen_products(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor | None:
+    """left[rows[i]] times right[columns[i]], [K] fp32 for rows and columns [K] int64; none where there is no fast way.
+
+    No vector is copied: the pairs are the places of a sparse matrix at which the full product is sampled. The sums are
+    in fp32, in an order of their own.
+    """
+    if left.device.type != "cpu" or left.dtype != torch.float32 or not _samples():
+        return None
+    if len(rows) == 0 or left.shape[1] == 0:
+        return left.new_zeros(len(rows))
+    if bool((rows[1:] >= rows[:-1]).all()):
+        return _sampled(left, right, rows, columns)
+    order = rows.argsort(stable=True)
+    found = left.new_empty(len(rows))
+    found[order] = _sampled(left, right, rows[order], columns[order])
+    return found
+
+
+def _sampled(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """`chosen_products` of ascending rows."""
+    low, high = int(rows[0]), int(rows[-1]) + 1
+    if len(rows) > (high - low) * len(right):  # some repeat, and a sparse matrix would not take so many
+        return product(left[low:high], right)[rows - low, columns]
+    starts = torch.zeros(high - low + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(rows - low, minlength=high - low), 0, out=starts[1:])
+    shape = high - low, len(right)
+    places = torch.sparse_csr_tensor(starts, columns, left.new_zeros(len(rows)), shape, check_invariants=False)
+    return torch.sparse.sampled_addmm(places, left[low:high], right.T, beta=0.0).values()
+
+
+@cache
+def _samples() -> bool:
+    """Whether torch can sample products here. Trying it uses up its remark that sparse matrices are new to it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            one = torch.ones(1, 1)
+            torch.sparse.sampled_addmm(one.to_sparse_csr(), one, one)
+        except RuntimeError:
+            return False
+    return True

@@ -9,7 +9,7 @@ the exact score elsewhere; the result then depends neither on tile sizes nor on 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -55,6 +55,20 @@ class ScoreSource(Protocol):
         ...
 
 
+@runtime_checkable
+class QuickPairs(Protocol):
+    """A source that knows a faster way to the scores of chosen pairs than the exact one."""
+
+    def quick_pairs(self, queries: Tensor, gallery: Tensor) -> tuple[Tensor, float] | None:
+        """Scores [K] fp32 of the pairs, and a bound on their error as in `Tile`; none where it is no faster."""
+        ...
+
+
+def quick_pairs(source: ScoreSource, queries: Tensor, gallery: Tensor) -> tuple[Tensor, float] | None:
+    """As in `QuickPairs`, for any source; none where it knows no faster way than `pairs`."""
+    return source.quick_pairs(queries, gallery) if isinstance(source, QuickPairs) else None
+
+
 @dataclass(frozen=True, eq=False)
 class Transposed:
     """The other direction: the gallery asks, the queries are ranked."""
@@ -78,6 +92,10 @@ class Transposed:
     def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
         """The source's exact scores."""
         return self.source.pairs(gallery, queries)
+
+    def quick_pairs(self, queries: Tensor, gallery: Tensor) -> tuple[Tensor, float] | None:
+        """The source's, where it knows them."""
+        return quick_pairs(self.source, gallery, queries)
 
 
 def flipped(tile: Tile) -> Tile:
