@@ -18,6 +18,7 @@ from xmodal_kedro.retrieval.scores import EmbeddingScores, ScoreSource, Transpos
 CPU_TILE = (512, 2048)  # fixed, so that statistics do not depend on the tiles of whoever ranks
 GPU_TILE = (8192, 8192)
 CHUNK = 1024  # vectors that are turned into fp64 at once
+STRIP = 128  # columns of a symmetric matrix that are computed at once, down to the diagonal
 
 
 class Moments(NamedTuple):
@@ -140,17 +141,25 @@ def _tiles(source: ScoreSource) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
 
 
 def _of_products(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, and sum of squared distances from it, of the products of each vector [N, D] with all others [M, D]."""
+    """Mean, and sum of squared distances from it, of the products of each vector [N, D] with all others [M, D].
+
+    The scatter C is symmetric: its blocks below the diagonal are not computed, and those above count twice in q C q.
+    """
     centre = torch.stack([part.double().sum(0) for part in others.split(CHUNK)]).sum(0) / len(others)  # [D]
     scatter = torch.zeros(len(centre), len(centre), dtype=torch.float64, device=own.device)
+    strips = [slice(start, start + STRIP) for start in range(0, len(centre), STRIP)]
     for part in others.split(CHUNK):
         apart = part.double() - centre
-        scatter.addmm_(apart.T, apart)
+        for strip in strips:
+            scatter[: strip.stop, strip].addmm_(apart[:, : strip.stop].T, apart[:, strip])
+    for strip in strips:
+        scatter[: strip.start, strip] *= 2.0
     mean, spread = [], []
     for part in own.split(CHUNK):
         wide = part.double()
         mean.append(wide @ centre)
-        spread.append(((wide @ scatter) * wide).sum(1).clamp_(min=0.0))
+        products = [wide[:, : strip.stop] @ scatter[: strip.stop, strip] for strip in strips]
+        spread.append(torch.cat([*products, wide[:, :0]], 1).mul_(wide).sum(1).clamp_(min=0.0))
     return torch.cat(mean), torch.cat(spread)
 
 
