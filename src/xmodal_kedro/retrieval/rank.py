@@ -22,7 +22,7 @@ from xmodal_kedro.retrieval.counts import between, count_reaching
 from xmodal_kedro.retrieval.scores import ScoreSource, Tile, Transposed, quick_pairs
 
 Ties = Literal["pessimistic", "optimistic"]
-SPARE = 16  # candidates kept beyond k, so that scores within the noise around place k seldom need a second look
+SPARE = 38  # candidates kept beyond k, so that scores within the noise around place k seldom need a second look
 DOUBT = 128  # a fine tile costs as much as the exact scores of this part of its entries
 FEW_PASS = 32  # entries of a tile that may be among the best are looked at one by one up to this part of it
 CROWDED = 16  # a fine tile costs less than a second look at this part of its rows
