@@ -2,7 +2,8 @@
 
 The rows, their groups and what is right for whom are real where `../shared/data/traffic` is there, and drawn with the
 same sizes where it is not; the members are synthetic: embeddings that share what makes a picture hard and differ in
-what each member adds. Texts that are equal have equal embeddings, as with any encoder. Both sides are given what they
+what each member adds. Texts that are equal have equal embeddings, as with any encoder, and ours judges a text that is
+asked by several rows once; the table's workload says how many there are. Both sides are given what they
 need before the clock runs: the peer its row-normalised matrices, ours the candidates. The second case times everything,
 from embeddings to the best weights.
 """
@@ -126,7 +127,8 @@ def run(options: Options) -> list[dict[str, Any]]:
     ready, raw = partial(prepare, rows, trials, True), partial(prepare, rows, trials, False)
     small = partial(prepare, 60, 4, True)
     where = "traffic val" if TRAFFIC.exists() else "drawn in the sizes of traffic val"
-    what = f"{trials} trials, {MEMBERS} members, {rows} x {rows} ({where}), {METRIC}"
+    texts = len(np.unique(_phrases(rows, np.random.default_rng(0))))  # ours judges each once
+    what = f"{trials} trials, {MEMBERS} members, {rows} x {rows} ({where}; {texts} distinct texts), {METRIC}"
     return [
         compete(
             f"{what}: trials",
