@@ -16,7 +16,7 @@ from torch import Tensor
 from xmodal_kedro.retrieval.scores import Tile
 
 FEW = 8  # thresholds per line; above it a binary search per score costs less than passes per threshold
-SPARSE = 32  # searches for this part of a tile's scores cost as much as passes over all
+SPARSE = 16  # searches for this part of a tile's scores cost as much as passes over all
 AT_ONCE = 1 << 17  # scores of the lines that are searched at once
 
 QuickScores = Callable[[Tensor, Tensor], tuple[Tensor, float] | None]

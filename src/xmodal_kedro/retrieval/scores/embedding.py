@@ -58,10 +58,16 @@ class EmbeddingScores:
                 "both must come from the same member."
             )
         query_ids, gallery_ids = ids or (None, None)
+        for name, side, called in (("query", self.queries, query_ids), ("gallery", self.gallery, gallery_ids)):
+            if called is not None and len(called) != len(side):
+                raise ValueError(
+                    f"there are {len(called)} {name} ids for {len(side)} {name} rows: give one id per row."
+                )
         self._lengths = (  # [N], [M]
             _lengths(self.queries, "queries", query_ids),
             _lengths(self.gallery, "gallery", gallery_ids),
         )
+        self._last: tuple[slice, Tensor] | None = None
         self._reach = float(longest(self._lengths[0])) * float(longest(self._lengths[1]))
 
     @property
@@ -84,7 +90,7 @@ class EmbeddingScores:
         if not (coarse and self._reach < HUGE and fast_bf16(self.device)):
             return Tile(product(left, right), torch.full((1, 1), self.noise, device=self.device))
         with sums_in_fp32(self.device):
-            scores = (left.bfloat16() @ right.bfloat16().T).float()
+            scores = (self._rounded(queries) @ right.bfloat16().T).float()
         (q_lengths, g_lengths), (q_lost, g_lost) = self._lengths, self._lost
         q, g = longest(q_lengths[queries]), longest(g_lengths[gallery])
         dq, dg = longest(q_lost[queries]), longest(g_lost[gallery])
@@ -138,6 +144,12 @@ class EmbeddingScores:
             right[:size] = torch.index_select(self.gallery, 0, gallery[part], out=narrow[:size])
             found[part] = _tree_sum(left[:size].mul_(right[:size]))
         return found
+
+    def _rounded(self, queries: slice) -> Tensor:
+        """The block in bf16; the last one is kept, since most often the gallery streams by the same queries."""
+        if self._last is None or self._last[0] != queries:
+            self._last = queries, self.queries[queries].bfloat16()
+        return self._last[1]
 
     @cached_property
     def _lost(self) -> tuple[Tensor, Tensor]:
