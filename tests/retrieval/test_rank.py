@@ -137,6 +137,11 @@ def test_all_scores_equal():
     assert by_query(kind) == [[1, 2], [1], [1], [1], [1], [1]]
 
 
+def test_ties_are_one_of_two_words():
+    with pytest.raises(ValueError, match="ties is 'optimist'; it must be one of pessimistic, optimistic"):
+        rank(MatrixScores(np.zeros((2, 3))), sparse.csr_array(np.eye(2, 3)), 1, ties="optimist")
+
+
 def test_more_ties_at_place_k_than_spare_candidates():
     gallery = np.repeat(np.eye(2, dtype=np.float32), 40, axis=0)
     queries = np.array([[0.0, 1.0], [1.0, 0.0]], dtype=np.float32)
@@ -215,6 +220,21 @@ def test_both_ways_of_counting_are_the_loop(seed, rows, slots, width, ties):
                     Tile(tile.scores, noise.expand(shape)), thresholds, lambda r, c: exact[r, c], ties=ties, quick=quick
                 )
                 assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("levels", [9, 100_000])  # with many ties, and with next to none
+def test_few_entries_of_later_tiles_are_looked_at(levels, monkeypatch):
+    rng = np.random.default_rng(levels)
+    dense = rng.integers(0, levels, size=(90, 1500)).astype(np.float32)
+    looked_at = []
+    padded = rank_module._padded
+    monkeypatch.setattr(rank_module, "_padded", lambda *given: looked_at.append(len(given[1])) or padded(*given))
+    found = rank_both(MatrixScores(dense), None, 7, tile=(40, 300))
+    for ranking, scores in zip(found, (dense, dense.T), strict=True):
+        expected = np.argsort(-scores, axis=1, kind="stable")[:, :7]
+        assert np.array_equal(ranking.top_rows, expected)
+        assert np.array_equal(ranking.top_scores, np.take_along_axis(scores, expected, 1))
+    assert levels == 9 or max(looked_at) > 0
 
 
 @pytest.mark.parametrize("width", [5, 700, 1000])

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from xmodal_kedro.config.frozen import Frozen
+from xmodal_kedro.retrieval.metric_names import parse
 
 Normalisation = Literal[
     "none",
@@ -22,13 +23,24 @@ Normalisation = Literal[
     "sinkhorn_transductive",
 ]
 
-BANKED = ("csls_bank", "inverted_softmax_bank", "qb_norm")  # normalisations that ask a bank of train
+# What normalisations read of the other keys of a fusion; those that are not here read nothing.
+READ: dict[str, tuple[str, ...]] = {
+    "softmax": ("temperature",),
+    "csls_bank": ("neighbours", "bank_size"),
+    "csls_transductive": ("neighbours",),
+    "dual_softmax_transductive": ("temperature",),
+    "inverted_softmax_bank": ("temperature", "bank_size"),
+    "inverted_softmax_transductive": ("temperature",),
+    "qb_norm": ("temperature", "bank_size"),
+    "sinkhorn_transductive": ("temperature", "iterations"),
+}
+BANKED = tuple(name for name, keys in READ.items() if "bank_size" in keys)  # those that ask a bank of train
 
 
 class EvaluationConfig(Frozen):
     """How rankings are judged."""
 
-    ks: list[int] = Field([1, 5, 10], min_length=1)
+    ks: list[Annotated[int, Field(ge=1)]] = Field([1, 5, 10], min_length=1)
     bootstrap: int = Field(1000, ge=0, description="resamples behind the 95 % intervals; 0 leaves them out")
     seed: int = 0
 
@@ -45,17 +57,31 @@ class FusionConfig(Frozen):
     )
     normalisation: Normalisation = "row_l2"
     normalisations: dict[str, Normalisation] = Field({}, description="per member, where it differs")
-    temperature: float = Field(0.01, gt=0.0, description="of every normalisation with an exponential")
+    temperature: float = Field(0.01, ge=1e-4, le=100.0, description="of every normalisation with an exponential")
     neighbours: int = Field(10, ge=1, description="of CSLS")
     iterations: int = Field(10, ge=1, description="of Sinkhorn")
     bank_size: int = Field(1000, ge=1, description="texts and images of train that stand for queries, per group")
-    weights: dict[str, float] | Literal["search", "equal"] = "search"
-    metric: str = Field("map_at_10", description="what the search on dev maximises")
+    weights: dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] | Literal["search", "equal"] = "search"
+    metric: str = Field("map_at_10", description="what the search on dev maximises, and the comparison shows first")
     direction: Literal["t2i", "i2t"] = "t2i"
     search: Literal["coordinate", "greedy"] = Field("coordinate", description="how weights are searched")
     candidates: int = Field(100, ge=1, description="best items of each member that search, ranks and learning look at")
     step: float = Field(0.1, gt=0.0, le=0.5, description="of the coordinate search")
     top_k: int = Field(10, ge=1, description="length of the rankings that are kept")
+
+    @field_validator("weights")
+    @classmethod
+    def _weigh_somebody(cls, weights: dict[str, float] | str) -> dict[str, float] | str:
+        if isinstance(weights, dict) and not any(weights.values()):
+            raise ValueError("no member has a weight above zero")
+        return weights
+
+    @field_validator("metric")
+    @classmethod
+    def _has_a_cut_off(cls, metric: str) -> str:
+        if parse(metric)[1] == 0:
+            raise ValueError(f"'{metric}' has no cut-off; name one that has, such as map_at_10 or recall_at_1")
+        return metric
 
     def normalisation_of(self, member: str) -> Normalisation:
         """The normalisation of a member's scores."""

@@ -16,8 +16,10 @@ class IndexConfig(Frozen):
     """
 
     kind: Literal["exact", "flat", "ivf", "hnsw"] = "exact"
-    lists: int | None = Field(None, ge=1, description="of ivf; by default 4 sqrt(N), with 39 rows or more in each")
-    probes: int | None = Field(None, ge=1, description="of ivf: lists that a query looks at; by default an eighth")
+    lists: int | None = Field(None, ge=1, description="of ivf, N / 39 at most; by default 4 sqrt(N), or that")
+    probes: int | None = Field(
+        None, ge=1, description="of ivf: lists that a query looks at, all of them at most; by default an eighth"
+    )
     sample: int = Field(64, ge=39, description="of ivf: rows per list that its centres are learned from")
     links: int = Field(32, ge=2, description="of hnsw: neighbours of a row in the graph (M)")
     construction: int = Field(100, ge=1, description="of hnsw: breadth of the walks that build the graph")

@@ -69,6 +69,13 @@ class Recipe(Frozen):
         for key, section in asked.items():
             if section is not None and section.member not in self.members:
                 raise ValueError(f"{key} is '{section.member}', which is no member: {', '.join(self.members)}")
+        fusion = self.ensemble.fusion
+        weighed = list(fusion.weights) if isinstance(fusion.weights, dict) else []
+        for key, names in {"weights": weighed, "normalisations": list(fusion.normalisations)}.items():
+            if unknown := sorted(set(names) - set(self.members)):
+                raise ValueError(
+                    f"ensemble.fusion.{key} names '{unknown[0]}', which is no member: {', '.join(self.members)}"
+                )
         for name, member in self.members.items():
             for group, prompts in (member.prompts or {}).items():
                 if prompts.query != QueryForm():

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from xmodal_kedro.config.ensemble import BANKED, FusionConfig
+from xmodal_kedro.config.ensemble import BANKED, READ, FusionConfig
 from xmodal_kedro.retrieval.embeddings import Embeddings, check_made_by
 from xmodal_kedro.retrieval.fuse import FUSIONS, DevPart
 from xmodal_kedro.retrieval.judge import SliceScores
@@ -206,9 +206,8 @@ def _origins(members: Sequence[Member]) -> dict[str, Any]:
 
 
 def _settings(names: Sequence[str], fusion: FusionConfig) -> dict[str, Any]:
-    """What the scores that a choice was made for depend on, beside the members."""
-    keys = ("method", "temperature", "neighbours", "iterations", "bank_size", "candidates")
-    return {
-        **{key: getattr(fusion, key) for key in keys},
-        "normalisations": {name: fusion.normalisation_of(name) for name in sorted(names)},
-    }
+    """What fused scores depend on beside the members: the keys that fusion and normalisations read."""
+    normalisations = {name: fusion.normalisation_of(name) for name in sorted(names)}
+    keys = ["method"] + ["candidates"] * (fusion.method != "weighted") + ["weights"] * (fusion.method != "learned")
+    read = {key for name in normalisations.values() for key in READ.get(name, ())}
+    return {key: getattr(fusion, key) for key in [*keys, *sorted(read)]} | {"normalisations": normalisations}

@@ -22,14 +22,20 @@ SliceScores = Callable[[Slice], tuple[ScoreSource, ScoreSource | None]]
 """Scores of a slice's texts over its images, and of images over texts where these are not just the transpose."""
 
 
-def judge_slices(slices: Sequence[Slice], scores: SliceScores, ks: Sequence[int]) -> dict[str, dict[str, list[Judged]]]:
-    """Judge every slice that has truth: split -> group -> directions, with the accuracy of a one-to-one matching."""
+def judge_slices(
+    slices: Sequence[Slice], scores: SliceScores, ks: Sequence[int], also: Sequence[str] = ()
+) -> dict[str, dict[str, list[Judged]]]:
+    """Judge every slice that has truth: split -> group -> directions, with the accuracy of a one-to-one matching.
+
+    `also` names metrics beside those of every table.
+    """
     found: dict[str, dict[str, list[Judged]]] = {}
     for part in slices:
         if part.relevance.nnz:
             forward, backward = scores(part)
+            clusters, match = (part.clusters, None), assign(forward)
             judged = judge_both(
-                forward, part.relevance, ks, backward=backward, clusters=(part.clusters, None), match=assign(forward)
+                forward, part.relevance, ks, also=also, backward=backward, clusters=clusters, match=match
             )
             found.setdefault(part.split, {})[part.group] = list(judged)
     return found

@@ -61,12 +61,13 @@ class Judged:
     protocol: str
 
 
-def metric_names(ks: Sequence[int] = (1, 5, 10)) -> list[str]:
+def metric_names(ks: Sequence[int] = (1, 5, 10), also: Sequence[str] = ()) -> list[str]:
     """What `judge` computes from ranks, in the order of tables."""
-    return [
+    names = [
         *(f"recall_at_{k}" for k in ks),
         *("map_at_10", "map_at_10_challenge", "ndcg_at_10", "mrr", "median_rank", "mean_rank"),
     ]
+    return list(dict.fromkeys([*names, *also]))
 
 
 def per_query(metric: str, ranking: Ranking) -> np.ndarray:
@@ -136,6 +137,7 @@ def judge(
     ks: Sequence[int] = (1, 5, 10),
     direction: str = "t2i",
     *,
+    also: Sequence[str] = (),
     clusters: np.ndarray | None = None,
     match: Match | None = None,
 ) -> Judged:
@@ -145,10 +147,11 @@ def judge(
         ranking: With relevance.
         ks: Cut-offs of R@k.
         direction: A label.
+        also: Names of more metrics, such as `map_at_50`.
         clusters: [N] int; identical queries share a number. None: all differ.
         match: An assignment of the same queries, for `matching_accuracy`.
     """
-    values = {name: per_query(name, ranking) for name in metric_names(ks)}
+    values = {name: per_query(name, ranking) for name in metric_names(ks, also)}
     truth = ranking.relevance
     assert truth is not None  # per_query has checked
     n, m = ranking.shape
@@ -175,6 +178,7 @@ def judge_both(
     relevance: sparse.sparray | sparse.spmatrix,
     ks: Sequence[int] = (1, 5, 10),
     *,
+    also: Sequence[str] = (),
     backward: ScoreSource | None = None,
     clusters: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
     match: Match | None = None,
@@ -185,6 +189,7 @@ def judge_both(
         scores: [N, M]; rows are texts.
         relevance: [N, M] sparse.
         ks: Cut-offs of R@k.
+        also: Names of more metrics.
         backward: [M, N] scores of images over texts where they are not the transpose (row normalisations); otherwise
             both directions are ranked in one pass.
         clusters: Of the texts [N] and of the images [M].
@@ -195,8 +200,8 @@ def judge_both(
     else:
         rankings = rank(scores, relevance, 0), rank(backward, relevance.T, 0)
     return (
-        judge(rankings[0], ks, "t2i", clusters=clusters[0], match=match),
-        judge(rankings[1], ks, "i2t", clusters=clusters[1]),
+        judge(rankings[0], ks, "t2i", also=also, clusters=clusters[0], match=match),
+        judge(rankings[1], ks, "i2t", also=also, clusters=clusters[1]),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -175,6 +175,8 @@ class _Direction:
     def __init__(self, scores: ScoreSource, relevance: sparse.csr_array | None, k: int, ties: Ties) -> None:
         if k < 0:
             raise ValueError(f"k must not be negative; it is {k}.")
+        if ties not in get_args(Ties):
+            raise ValueError(f"ties is '{ties}'; it must be one of {', '.join(get_args(Ties))}.")
         n, m = scores.shape
         self.scores, self.relevance, self.ties = scores, relevance, ties
         self.k = min(k, m)

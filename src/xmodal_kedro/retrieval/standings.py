@@ -43,10 +43,11 @@ def judge_standings(
         reranking: Of `rerank_slices`.
     """
     mixture = fused_scores(members, chosen, fusion)
-    standings = {one.name: judge_slices(slices, embedding_scores(one.texts, one.images), ks) for one in members}
+    everybody = {one.name: embedding_scores(one.texts, one.images) for one in members}
     if reranking is not None:
-        standings[FUSED] = judge_slices(slices, mixture, ks)
-    return standings | {ENSEMBLE: judge_slices(slices, reordered(mixture, reranking), ks)}
+        everybody[FUSED] = mixture
+    everybody[ENSEMBLE] = reordered(mixture, reranking)
+    return {name: judge_slices(slices, scores, ks, [fusion.metric]) for name, scores in everybody.items()}
 
 
 def compare_standings(

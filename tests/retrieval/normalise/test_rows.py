@@ -77,7 +77,7 @@ def test_errors_name_the_key():
     source = MatrixScores(np.zeros((1, 2)))
     with pytest.raises(ValueError, match=r"no normalisation 'l2'; there are: .*none, row_l2"):
         normalised(source, "l2")
-    with pytest.raises(ValueError, match="temperature must be above zero"):
+    with pytest.raises(ValueError, match="temperature must be finite and at least"):
         normalised(source, "softmax", Setting(0.0))
     with pytest.raises(ValueError, match="gallery is empty"):
         normalised(MatrixScores(np.zeros((2, 0))), "zscore")

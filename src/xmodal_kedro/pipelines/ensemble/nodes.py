@@ -58,16 +58,15 @@ def rerank_ensemble(
     **embeddings: Embeddings,
 ) -> DataFrame:
     """Look at the first candidates again, with the embeddings or the checkpoint of the member that the config names."""
-    from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.models.checkpoint import read_checkpoint
-    from xmodal_kedro.retrieval.ensemble import fused_scores, pair_members
+    from xmodal_kedro.retrieval.ensemble import fused_scores
     from xmodal_kedro.retrieval.rerank import rerank_slices
     from xmodal_kedro.retrieval.slices import cut_slices
     from xmodal_kedro.training.device import pick_device
 
     assert ensemble.rerank is not None, "the pipeline has this node only where ensemble.rerank is set"
     device = pick_device(runtime)
-    members = {member.name: member for member in pair_members(list(embeddings.values()), table_fingerprint(captions))}
+    members = {member.name: member for member in _members(captions, fusion, ensemble, embeddings)}
     scores = fused_scores(list(members.values()), fusion, ensemble.fusion)
     slices = cut_slices(captions, relevance, RANKED)
     if unknown := set(ensemble.rerank.top_ks) - {part.group for part in slices}:
@@ -88,14 +87,13 @@ def calibrate_ensemble(
     **embeddings: Embeddings,
 ) -> tuple[dict[str, Any], Figure]:
     """From cosines to probabilities that a first place is right: fitted on dev, judged on val."""
-    from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.reporting.reliability import reliability_figure
     from xmodal_kedro.retrieval.confidence import calibrate_slices
-    from xmodal_kedro.retrieval.ensemble import fused_scores, pair_members
+    from xmodal_kedro.retrieval.ensemble import fused_scores
     from xmodal_kedro.retrieval.rerank import reordered
     from xmodal_kedro.retrieval.slices import cut_slices
 
-    members = pair_members(list(embeddings.values()), table_fingerprint(captions))
+    members = _members(captions, fusion, ensemble, embeddings)
     scores = reordered(fused_scores(members, fusion, ensemble.fusion), reranking)
     slices = cut_slices(captions, relevance, ["dev", "val"])
     calibration = calibrate_slices(slices, members, scores, ensemble.calibration.precision)
@@ -120,13 +118,12 @@ def rank_ensemble(
 
     The ranking also says how likely each first place is right, and whether that is enough for a match.
     """
-    from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.retrieval.confidence import with_probability
-    from xmodal_kedro.retrieval.ensemble import check_fusion, fused_scores, match_slices, pair_members, rank_slices
+    from xmodal_kedro.retrieval.ensemble import check_fusion, fused_scores, match_slices, rank_slices
     from xmodal_kedro.retrieval.rerank import reordered
     from xmodal_kedro.retrieval.slices import cut_slices
 
-    members = pair_members(list(embeddings.values()), table_fingerprint(captions))
+    members = _members(captions, fusion, ensemble, embeddings)
     for name in check_fusion(fusion, members, ensemble.fusion):
         log.warning("%s was trained again since its weight was chosen: run --pipelines=ensemble to choose anew", name)
     slices = cut_slices(captions, relevance, RANKED)
@@ -158,16 +155,14 @@ def judge_ensemble(
     """
     import pandas as pd
 
-    from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.reporting.figures import leaderboard_bars, rank_histogram
     from xmodal_kedro.reporting.leaderboard import leaderboard
     from xmodal_kedro.reporting.recalls import recall_table
-    from xmodal_kedro.retrieval.ensemble import pair_members
     from xmodal_kedro.retrieval.judge import judged_table
     from xmodal_kedro.retrieval.slices import cut_slices
     from xmodal_kedro.retrieval.standings import best_ranks, compare_standings, judge_standings
 
-    members = pair_members(list(embeddings.values()), table_fingerprint(captions))
+    members = _members(captions, fusion, ensemble, embeddings)
     slices = cut_slices(captions, relevance, ["dev", "val"])
     standings = judge_standings(members, slices, fusion, ensemble.fusion, evaluation.ks, reranking)
     tables = [judged_table(name, found, evaluation) for name, found in standings.items()]
@@ -225,3 +220,15 @@ def write_predictions(
         template = None
     submission = ensemble.submission.model_copy(update={"split": "test", "template": template})
     return write_submission(pairs, ranking, matching, ensemble.model_copy(update={"submission": submission}), predict)
+
+
+def _members(
+    captions: DataFrame, fusion: dict[str, Any], ensemble: EnsembleConfig, embeddings: dict[str, Embeddings]
+) -> list[Any]:
+    """The members whose embeddings these are, if the fusion was chosen for them and for the settings of now."""
+    from xmodal_kedro.data.tables import table_fingerprint
+    from xmodal_kedro.retrieval.ensemble import check_fusion, pair_members
+
+    members = pair_members(list(embeddings.values()), table_fingerprint(captions))
+    check_fusion(fusion, members, ensemble.fusion)
+    return members

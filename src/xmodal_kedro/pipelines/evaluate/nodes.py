@@ -73,7 +73,8 @@ def embed_member(
             found = with_bank(found, of_bank, drawn["group"].tolist(), matrix[len(ids) :], size)
         directories.append(staging(f"{member.name}-{side}"))
         found.save(directories[-1])
-        log.info("%s: embedded %d %ss, and %d of train as a bank", member.name, len(ids), side, len(found) - len(ids))
+        banked = f", and {len(found) - len(ids)} of train as a bank" if len(found) > len(ids) else ""
+        log.info("%s: embedded %d %ss%s", member.name, len(ids), side, banked)
     return directories[0], directories[1]
 
 

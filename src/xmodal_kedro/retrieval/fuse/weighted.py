@@ -35,17 +35,16 @@ def choose_weights_of(names: Sequence[str], dev: Dev, config: FusionConfig) -> d
         each member by itself), `gains` and `trials`.
 
     Raises:
-        ValueError: Weights are given for members that do not exist, or none is above zero.
+        ValueError: Weights are given for members that do not exist, or for none of these.
     """
     if config.weights == "equal":
         return {"chosen": "equal", "weights": {name: 1 / len(names) for name in names}}
     if isinstance(config.weights, dict):
-        unknown = set(config.weights) - set(names)
-        total = sum(config.weights.values())
-        if unknown or total <= 0 or min(config.weights.values()) < 0:
+        total = sum(config.weights.get(name, 0.0) for name in names)
+        if set(config.weights) - set(names) or total == 0.0:
             raise ValueError(
-                f"ensemble.fusion.weights is {config.weights}: it needs weights of {', '.join(names)}, none negative "
-                "and one above zero; members that it leaves out get 0"
+                f"ensemble.fusion.weights is {config.weights}: it needs weights of {', '.join(names)}, one of them "
+                "above zero; members that it leaves out get 0"
             )
         return {"chosen": "given", "weights": {n: config.weights.get(n, 0.0) / total for n in names}}
     found = search_weights(

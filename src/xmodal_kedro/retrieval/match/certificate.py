@@ -41,8 +41,9 @@ class Certificate:
     def __str__(self) -> str:
         """One line for a log."""
         left = f", {self.unmatched} cannot be matched" if self.unmatched else ""
+        rounds = "1 round" if self.rounds == 1 else f"{self.rounds} rounds"
         return (
-            f"sum {self.value:.9g} <= {self.bound:.9g} (gap {self.gap:.1e}), {self.rounds} rounds, {self.edges} edges, "
+            f"sum {self.value:.9g} <= {self.bound:.9g} (gap {self.gap:.1e}), {rounds}, {self.edges} edges, "
             f"violating {'+'.join(map(str, self.violating)) or 0}, smallest reduced cost {self.smallest:.1e}{left}"
         )
 

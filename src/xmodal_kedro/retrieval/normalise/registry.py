@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from xmodal_kedro.retrieval.scores import ScoreSource
+
+COLDEST = 1e-4  # lowest temperature: below it the rounding of a cosine, divided by it, swamps every difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,7 +17,7 @@ class Setting:
     """What normalisations may read.
 
     Attributes:
-        temperature: Divides scores before an exponential; above zero.
+        temperature: Divides scores before an exponential; at least `COLDEST`.
         neighbours: Of CSLS, at least 1.
         iterations: Of Sinkhorn, at least 1.
         bank: [B, M] scores of other queries, such as captions of train, against the same gallery.
@@ -81,8 +84,8 @@ def normalised(source: ScoreSource, name: str, setting: Setting | None = None) -
     setting = setting or Setting()
     if name not in NORMALISATIONS:
         raise ValueError(f"there is no normalisation '{name}'; there are: {', '.join(NORMALISATIONS)}.")
-    if not setting.temperature > 0.0:
-        raise ValueError(f"the temperature must be above zero; it is {setting.temperature}.")
+    if not COLDEST <= setting.temperature < math.inf:
+        raise ValueError(f"the temperature must be finite and at least {COLDEST}; it is {setting.temperature}.")
     if setting.neighbours < 1 or setting.iterations < 1:
         raise ValueError(
             f"neighbours and iterations must be at least 1; they are {setting.neighbours} and {setting.iterations}."
