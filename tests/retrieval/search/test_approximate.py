@@ -68,8 +68,34 @@ def test_shares_the_checks_and_edges_of_exact_search(vectors):
         index.search(np.zeros((1, 7), np.float32))
     broken = gallery.copy()
     broken[1999, 0] = np.nan
-    with pytest.raises(ValueError, match="row 1999 of the gallery is not finite"):
-        FaissIndex(broken)
+    names = [f"photo {row}" for row in range(2000)]
+    for config in EVERYTHING:
+        with pytest.raises(ValueError, match="row 1999 of the gallery is not finite"):
+            FaissIndex(broken, config=config)
+        with pytest.raises(ValueError, match=r"row 1999 of the gallery \('photo 1999'\) is not finite"):
+            FaissIndex(broken, names, config)
+
+
+def test_exact_search_is_not_one_of_its_kinds(vectors):
+    with pytest.raises(ValueError, match="for the kind exact use ExactIndex or build_index"):
+        FaissIndex(vectors[0], config=IndexConfig(kind="exact"))
+
+
+@pytest.mark.parametrize("config", EVERYTHING, ids=lambda config: config.kind)
+def test_an_empty_gallery_is_saved_opened_and_answers_nothing(tmp_path, vectors, config):
+    gallery, queries = vectors
+    index = FaissIndex(gallery[:0], config=config)
+    index.save(tmp_path / "index")
+    for one in (index, open_index(tmp_path / "index"), open_index(tmp_path / "index", mmap=False)):
+        assert len(one) == 0
+        assert one.search(queries, 3).rows.shape == (50, 0)
+
+
+def test_more_lists_than_rows_can_teach_are_refused(vectors):
+    with pytest.raises(ValueError, match=r"index.lists is 100, but 200 rows are enough for 5 lists .* set lists to 5"):
+        FaissIndex(vectors[0][:200], config=IndexConfig(kind="ivf", lists=100))
+    assert FaissIndex(vectors[0][:200], config=IndexConfig(kind="ivf", lists=5)).index.nlist == 5
+    assert FaissIndex(vectors[0][:3], config=IndexConfig(kind="ivf", lists=1)).index.nlist == 1
 
 
 @pytest.mark.parametrize("mmap", [True, False])

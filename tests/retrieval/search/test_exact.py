@@ -216,6 +216,8 @@ def test_refuses_what_cannot_be_searched():
     for half in (True, False):
         with pytest.raises(ValueError, match="row 8500 of the gallery is not finite"):
             ExactIndex(gallery, half=half)
+        with pytest.raises(ValueError, match=r"row 8500 of the gallery \('photo 8500'\) is not finite"):
+            ExactIndex(gallery, [f"photo {row}" for row in range(9000)], half=half)
 
 
 def embeddings_of(matrix, weights="w1", ids=None):

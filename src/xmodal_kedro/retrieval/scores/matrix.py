@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,8 +41,27 @@ class MatrixScores:
 
 
 def as_matrix(values: Tensor | np.ndarray, name: str, device: torch.device | str) -> Tensor:
-    """Values [rows, columns] as fp32 on the device; ValueError if they are no matrix."""
-    values = torch.as_tensor(values).to(device=device, dtype=torch.float32)
+    """Values [rows, columns] as fp32 on the device; ValueError if they are no matrix of real numbers.
+
+    What is fp32 already is not copied (so a memory-mapped array is not read here), but where torch cannot look at it:
+    at steps backwards and at foreign byte order. Nobody may write into the result.
+    """
+    values = values.detach() if isinstance(values, Tensor) else _looked_at(np.asarray(values), name)
+    if values.is_complex():
+        raise ValueError(f"{name} must be real numbers; they are complex: take the part that is meant, as .real.")
+    values = values.to(device=device, dtype=torch.float32)
     if values.ndim != 2:
         raise ValueError(f"{name} must be a matrix [rows, columns]; its shape is {tuple(values.shape)}.")
     return values
+
+
+def _looked_at(array: np.ndarray, name: str) -> Tensor:
+    """The array's own memory as a tensor, or a copy in fp32 where torch has no such tensors."""
+    if array.dtype.kind not in "biufc":
+        raise ValueError(f"{name} must be numbers; their type is {array.dtype}.")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
+        try:
+            return torch.from_numpy(array)
+        except (TypeError, ValueError):
+            return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))

@@ -18,6 +18,7 @@ from xmodal_kedro.retrieval.search.index import (
     Found,
     allowed_rows,
     as_queries,
+    check_finite,
     check_gallery,
     check_k,
     finish,
@@ -55,7 +56,8 @@ class FaissIndex:
             origin: What made the vectors (see `origin_of`).
 
         Raises:
-            ValueError: Ids and rows do not fit, or a vector is not finite (its row is named).
+            ValueError: Ids and rows do not fit, or a vector is not finite (its row and id are named), the kind is
+                `exact`, or there are too few rows for so many lists.
             ModuleNotFoundError: faiss is not installed; the extra that brings it is named.
         """
         gallery = as_matrix(matrix, "gallery", "cpu")
@@ -63,15 +65,14 @@ class FaissIndex:
         self.origin = dict(origin or {})
         self.config = config or IndexConfig(kind="flat")
         self.index = _empty(len(gallery), gallery.shape[1], self.config)
-        if not self.index.is_trained:
+        for start in range(0, len(gallery), PAGE):
+            page = gallery[start : start + PAGE]
+            check_finite(page, "gallery", start=start, ids=None if ids is None else self.ids)
+        if len(gallery) and not self.index.is_trained:
             self.index.cp.seed = self.config.seed
             self.index.train(_sample(gallery, self.config.sample * self.index.nlist, self.config.seed))
         for start in range(0, len(gallery), PAGE):
-            page = gallery[start : start + PAGE]
-            if not bool((finite := torch.isfinite(page).all(1)).all()):
-                row = start + int((~finite).nonzero()[0])
-                raise ValueError(f"row {row} of the gallery is not finite (NaN or infinite).")
-            self.index.add(np.ascontiguousarray(page.numpy()))
+            self.index.add(np.ascontiguousarray(gallery[start : start + PAGE].numpy()))
 
     @classmethod
     def of(cls, embeddings: Embeddings, config: IndexConfig | None = None) -> FaissIndex:
@@ -152,11 +153,21 @@ def load_faiss() -> ModuleType:
 
 
 def _empty(n: int, d: int, config: IndexConfig) -> Any:
-    """An index of faiss without rows."""
+    """An index of faiss without rows, for n of them."""
+    if config.kind == "exact":
+        raise ValueError(
+            "FaissIndex builds the kinds flat, ivf and hnsw: for the kind exact use ExactIndex or build_index, for "
+            "faiss's own search of all rows the kind flat."
+        )
     faiss = load_faiss()
     if config.kind == "ivf":
-        lists = config.lists or round(4 * n**0.5)
-        lists = max(1, min(lists, n // SPARSEST))
+        most = max(1, n // SPARSEST)
+        if n and config.lists is not None and config.lists > most:
+            raise ValueError(
+                f"index.lists is {config.lists}, but {n} rows are enough for {most} lists at most ({SPARSEST} rows to "
+                f"learn each from): set lists to {most} or less, or leave it out."
+            )
+        lists = config.lists or min(max(1, round(4 * n**0.5)), most)
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, lists, faiss.METRIC_INNER_PRODUCT)
         index.nprobe = min(config.probes or -(-lists // 8), lists)
         return index

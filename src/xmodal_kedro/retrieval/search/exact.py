@@ -61,13 +61,13 @@ class ExactIndex:
             device: Where searches are computed.
 
         Raises:
-            ValueError: Ids and rows do not fit, or a vector is not finite (its row is named).
+            ValueError: Ids and rows do not fit, or a vector is not finite (its row and id are named).
         """
         self.matrix = as_matrix(matrix, "gallery", device)
         self.ids = check_gallery(self.matrix, ids)
         self.origin = dict(origin or {})
         half = fast_bf16(self.matrix.device) if half is None else half
-        self.filter = halved(self.matrix) if half else whole(self.matrix)
+        self.filter = (halved if half else whole)(self.matrix, None if ids is None else self.ids)
 
     @classmethod
     def of(cls, embeddings: Embeddings, **settings: Any) -> ExactIndex:

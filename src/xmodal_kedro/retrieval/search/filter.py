@@ -6,8 +6,10 @@ together, as those of most encoders do, it makes them short, and the error of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from xmodal_kedro.retrieval.scores.precision import (
     length_bound,
     sums_in_fp32,
 )
+from xmodal_kedro.retrieval.search.index import check_finite
 
 BLOCK = 32  # columns of a tile whose maximum stands for them
 FOLD = 8  # blocks per tile come in multiples of this
@@ -111,8 +114,8 @@ class Coarse:
         return (self.length * self.filter.length.max() >= HUGE)[:, 0]
 
 
-def halved(matrix: Tensor) -> Filter:
-    """The gallery minus its mean in bf16."""
+def halved(matrix: Tensor, ids: Sequence[str] | np.ndarray | None = None) -> Filter:
+    """The gallery minus its mean in bf16; ValueError names a vector that is not finite."""
     n, d = matrix.shape
     total = torch.zeros(d, dtype=torch.float64, device=matrix.device)
     for page in matrix.split(PAGE):
@@ -122,7 +125,7 @@ def halved(matrix: Tensor) -> Filter:
     length, error = matrix.new_empty(n), matrix.new_empty(n)
     for start in range(0, n, PAGE):
         part = slice(start, start + PAGE)
-        _check_finite(matrix[part], start)
+        check_finite(matrix[part], "gallery", start=start, ids=ids)
         moved = matrix[part] - mean
         vectors[part] = moved
         length[part] = length_bound(vectors[part].float())
@@ -131,17 +134,10 @@ def halved(matrix: Tensor) -> Filter:
     return Filter(vectors, length, error)
 
 
-def whole(matrix: Tensor) -> Filter:
-    """The gallery itself."""
+def whole(matrix: Tensor, ids: Sequence[str] | np.ndarray | None = None) -> Filter:
+    """The gallery itself; ValueError names a vector that is not finite."""
     length = matrix.new_empty(len(matrix))
     for start in range(0, len(matrix), PAGE):
-        _check_finite(matrix[start : start + PAGE], start)
+        check_finite(matrix[start : start + PAGE], "gallery", start=start, ids=ids)
         length[start : start + PAGE] = length_bound(matrix[start : start + PAGE])
     return Filter(matrix, length, torch.zeros_like(length))
-
-
-def _check_finite(page: Tensor, start: int) -> None:
-    lengths = torch.linalg.vector_norm(page, dim=1)
-    if not bool(torch.isfinite(lengths).all()):
-        row = start + int((~torch.isfinite(lengths)).nonzero()[0])
-        raise ValueError(f"row {row} of the gallery is not finite (NaN, infinite, or too long for fp32).")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from xmodal_kedro.data.manifest import fingerprint, read_manifest, seal
 from xmodal_kedro.retrieval.embeddings import Embeddings, OtherOriginError
+from xmodal_kedro.retrieval.scores.matrix import as_matrix
 
 KIND = "index"  # in manifests
 
@@ -97,19 +98,23 @@ def check_made_of(origin: dict[str, Any], embeddings: Embeddings) -> None:
 
 def as_queries(queries: Tensor | np.ndarray, dimension: int, device: torch.device | str = "cpu") -> Tensor:
     """Queries [Q, D] as fp32 on the device; ValueError where they are not finite or do not fit the gallery."""
-    values = torch.as_tensor(queries).to(device=device, dtype=torch.float32)
-    if values.ndim != 2:
-        raise ValueError(f"queries must be a matrix [queries, dimensions]; their shape is {tuple(values.shape)}.")
+    values = as_matrix(queries, "queries", device)
     if values.shape[1] != dimension:
         raise ValueError(
             f"queries have {values.shape[1]} dimensions, the gallery has {dimension}: both must come from the same "
             "member."
         )
-    finite = torch.isfinite(torch.linalg.vector_norm(values, dim=1))
-    if not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
-        raise ValueError(f"row {row} of the queries is not finite (NaN, infinite, or too long for fp32).")
+    check_finite(values, "queries")
     return values
+
+
+def check_finite(vectors: Tensor, name: str, *, start: int = 0, ids: Sequence[str] | np.ndarray | None = None) -> None:
+    """ValueError for a vector that is not finite; its row, counted from `start`, and its id are named."""
+    finite = torch.isfinite(torch.linalg.vector_norm(vectors, dim=1))
+    if not bool(finite.all()):
+        row = start + int((~finite).nonzero()[0])
+        called = "" if ids is None else f" ('{ids[row]}')"
+        raise ValueError(f"row {row} of the {name}{called} is not finite (NaN, infinite, or too long for fp32).")
 
 
 def check_gallery(matrix: Tensor, ids: Sequence[str] | np.ndarray | None) -> np.ndarray:
