@@ -97,7 +97,7 @@ def test_embeddings_stream_over_uneven_tiles(name: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("coarse", [False, True])
-@pytest.mark.parametrize("temperature", [1e-9, 1e-4, 0.01, 1.0])
+@pytest.mark.parametrize("temperature", [1e-4, 0.01, 1.0])
 @pytest.mark.parametrize("name", EVERY)
 def test_tiles_are_as_near_to_the_exact_scores_as_they_say(name: str, temperature: float, coarse: bool) -> None:
     rng = np.random.default_rng(4)
