@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -100,21 +101,43 @@ def ranks_of(source: ScoreSource, truth, **options) -> np.ndarray:
     return dense(rank(source, truth, 0, **options))
 
 
+def sizes(tile: tuple[int, int]) -> dict[str, dict[str, object]]:
+    """Every constant of the engine that says how much is worked on at once, by module, for tiles of this shape."""
+    h, w = tile
+    match = {"WIDTH": 8, "height": lambda device: h}  # a power of two, at least the height
+    return {
+        "rank": {"_tile_shape": lambda device: tile, "BLOCK": w},
+        "counts": {"AT_ONCE": h * w},
+        "bootstrap": {"AT_ONCE": h * w},
+        "embeddings": {"CHUNK": h},
+        "scores.embedding": {"BLOCK": h, "MANY": h * w},
+        "normalise.statistics": {"CPU_TILE": tile, "GPU_TILE": tile, "CHUNK": h, "STRIP": w},
+        "normalise.sinkhorn": {"CPU_BLOCK": h * w, "GPU_BLOCK": h * w, "WIDTH": w},
+        "normalise.ranked": {"TOGETHER": h},
+        "match.tiles": match,
+        "match.check": match | {"AT_ONCE": h},
+        "match.candidates": match | {"CHUNK": 8 * h, "BLOCK": w},  # a multiple of height and width of a tile
+        "match.assignment": {"AT_ONCE": h * w},
+        "search.exact": {"CHUNK": h, "FOLD": w},
+        "search.filter": {"BLOCK": 2, "FOLD": w, "PAGE": h},  # a power of two
+        "search.approximate": {"PAGE": h},
+        "fuse.trials": {"PAIRS_AT_ONCE": h * w, "BLOCK": h * w, "PRODUCTS": h * w},
+        "rerank.k_reciprocal": {"BLOCK": h},
+        "rerank.itm": {"MEMORY": h * w},
+    }
+
+
+SIZE = re.compile(r".*(TILE|BLOCK|CHUNK|PAGE|STRIP|WIDTH|AT_ONCE|TOGETHER|MEMORY|FOLD)|PRODUCTS|height|_tile_shape")
+
+
 @contextmanager
-def other_tiles(shape: tuple[int, int]) -> Iterator[int]:
-    """Every constant of the engine that is the shape of a tile has this value; gives how many there are."""
-    changed = []
-    for found in pkgutil.walk_packages(engine.__path__, engine.__name__ + "."):
-        module = importlib.import_module(found.name)
-        for key, value in list(vars(module).items()):
-            if key.endswith("_TILE") and isinstance(value, tuple):
-                changed.append((module, key, value))
-                setattr(module, key, shape)
-    try:
-        yield len(changed)
-    finally:
-        for module, key, value in changed:
-            setattr(module, key, value)
+def other_tiles(tile: tuple[int, int]) -> Iterator[None]:
+    """Every one of these constants is small."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, constants in sizes(tile).items():
+            for name, value in constants.items():
+                patch.setattr(importlib.import_module(f"{engine.__name__}.{module}"), name, value)
+        yield
 
 
 def tells_items_apart(name: str, problem: Problem) -> bool:
@@ -170,11 +193,33 @@ def test_tiles_change_no_rank(name, sides, tile):
     split = rank(problem.source(name), problem.truth, 3, tile=tile)
     for field in ("relevant_ranks", "top_rows", "top_scores"):
         assert np.array_equal(getattr(whole, field), getattr(split, field)), field
-    with other_tiles(tile) as constants:
-        assert constants >= 2
-        everywhere = rank(problem.source(name), problem.truth, 3, tile=tile)
+    with other_tiles(tile):
+        everywhere = rank(problem.source(name), problem.truth, 3)
     assert np.array_equal(whole.relevant_ranks, everywhere.relevant_ranks)
     assert np.array_equal(whole.top_rows, everywhere.top_rows)
+
+
+def test_no_size_is_forgotten():
+    named = {
+        (found.name.removeprefix(f"{engine.__name__}."), key)
+        for found in pkgutil.walk_packages(engine.__path__, f"{engine.__name__}.")
+        for key, value in vars(importlib.import_module(found.name)).items()
+        if SIZE.fullmatch(key) and (isinstance(value, int | tuple) or callable(value))
+    }
+    listed = {(module, name) for module, constants in sizes((1, 1)).items() for name in constants}
+    missing = sorted(named - listed)
+    assert not missing, f"add {missing} to `sizes`, so that results are compared with other ones"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tile", [(3, 2), (4, 5)])
+def test_sizes_change_no_rank_of_more(name, tile):
+    problem = Problem(5, 37, 45, copies=False)
+    whole = rank(problem.source(name), problem.truth, 3)
+    with other_tiles(tile):
+        small = rank(problem.source(name), problem.truth, 3)
+    assert np.array_equal(whole.relevant_ranks, small.relevant_ranks)
+    assert np.array_equal(whole.top_rows, small.top_rows)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -320,6 +365,18 @@ def test_matching_is_worth_the_same_in_any_order(sides):
     row = problem.rng.permutation(len(problem.queries))[:size]
     column = problem.rng.permutation(len(problem.gallery))[:size]
     assert values(problem.source())[row, column].sum() <= worth(problem.source(), found) + 1e-9
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (3, 2), (4, 5)])
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(30, 45), (45, 30), (1, 20)])
+def test_tiles_change_no_match(n, m, copies, tile):
+    problem = Problem(3, n, m, copies=copies)
+    whole = assign(problem.source(), method="dense")
+    with other_tiles(tile):
+        split = assign(problem.source(), method="sparse")
+    assert worth(problem.source(), split) == pytest.approx(worth(problem.source(), whole), rel=1e-12)
+    assert copies or np.array_equal(split.gallery_rows, whole.gallery_rows)
 
 
 def test_matching_of_little():
@@ -494,8 +551,8 @@ def test_fusion_of_little(method):
 
 @pytest.mark.parametrize("kind", get_args(IndexConfig.model_fields["kind"].annotation))
 @same_cases
-@given(sides)
-def test_searchers_find_the_exact_best(kind, sides):
+@given(sides, st.tuples(st.integers(1, 4), st.integers(1, 5)))
+def test_searchers_find_the_exact_best(kind, sides, tile):
     if kind != "exact":
         pytest.importorskip("faiss", reason="the extra `search`")
     problem = Problem(*sides, copies=kind == "exact")  # faiss orders equal scores as it likes
@@ -506,6 +563,9 @@ def test_searchers_find_the_exact_best(kind, sides):
     found = index.search(queries, 4)
     assert np.array_equal(found.rows, expected.top_rows)
     assert np.allclose(found.scores, expected.top_scores, atol=1e-6)
+    with other_tiles(tile):
+        small = build_index(embeddings("image", gallery, "photo"), IndexConfig(kind=kind, **settings))
+        assert np.array_equal(small.search(queries, 4).rows, expected.top_rows)
     assert np.array_equal(index.search(queries[::-1].copy(), 4).rows, found.rows[::-1])
     assert index.search(queries[:0], 4).rows.shape[0] == 0
     broken = queries.copy()
