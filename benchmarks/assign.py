@@ -67,9 +67,9 @@ def scipy_dense(made: Problem) -> float:
 
 
 def lapx_dense(made: Problem) -> float:
-    """lapx's dense solver on the input that it takes without a copy."""
+    """lapx's fastest dense solver, lapjvs, by its default in fp32; the sum is of fp64."""
     costs = _costs(made) if made.costs is None else made.costs
-    return -float(lap.lapjv(costs)[0])
+    return -float(lap.lapjvs(costs)[0])
 
 
 def all_scores(made: Problem) -> None:
@@ -100,7 +100,7 @@ def _case(n: int, kind: str, goals: dict[str, Goal], *, repetitions: int) -> dic
 
     What the peers take does not depend on the scores, their time does: their peaks are those of a planted problem.
     """
-    sides = {"ours": ours, "scipy": scipy_dense, "lapx": lapx_dense}
+    sides = {"ours": ours, "scipy": scipy_dense, "lapx lapjvs": lapx_dense}
     case = compete(
         f"{n} x {n}, {'planted pairs' if kind == 'planted' else 'independent Gaussian vectors'}, D={D}",
         partial(problem, n, kind, costs=True),
@@ -110,13 +110,17 @@ def _case(n: int, kind: str, goals: dict[str, Goal], *, repetitions: int) -> dic
         goals,
         memory=False,
         repetitions=repetitions,
+        bf16=True,
     )
     small = partial(problem, 1000, "hard", costs=False)
     peak = case["ours"]["peak_mb"] = peak_mb(partial(problem, n, kind, costs=False), ours, small)
     for name, facts in case["peers"].items():
         theirs = facts["peak_mb"] = peak_mb(partial(problem, n, "planted", costs=False), sides[name], small)
         if facts["memory_goal"] is not None and peak is not None and theirs is not None:
-            case["passed"] &= peak <= facts["memory_goal"] * theirs
+            found = peak / max(theirs, 1e-9)
+            aim = {"what": f"our peak over that of {name}", "goal": facts["memory_goal"], "found": found}
+            case["goals_met"].append({**aim, "met": found <= facts["memory_goal"]})
+    case["passed"] = all(one["met"] for one in case["goals_met"])
     return case
 
 
@@ -126,8 +130,8 @@ def run(options: Options) -> list[dict[str, Any]]:
         return [_case(1500, kind, {}, repetitions=3) for kind in ("planted", "hard")]
     tenth = Goal(memory=0.1)
     goals = {
-        10_000: {"scipy": Goal(3.0, 0.1), "lapx": Goal(3.0, 0.1)},
-        20_000: {"scipy": Goal(8.0, 0.1), "lapx": tenth},
+        10_000: {"scipy": Goal(3.0, 0.1), "lapx lapjvs": Goal(3.0, 0.1)},
+        20_000: {"scipy": Goal(8.0, 0.1), "lapx lapjvs": tenth},
     }
     cases = [
         _case(n, kind, goals.get(n, {}) if kind == "hard" else {}, repetitions=5)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from tests.reference import matching as reference
-from xmodal_kedro.retrieval.match import assign, assignment, best_of_each, candidates, check, graph, tiles
-from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, Tile
+from xmodal_kedro.retrieval.match import assign, assignment, best_of_each, candidates, check, dense, graph, tiles
+from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, Tile, Transposed, WeightedScores
 
 torch.set_num_threads(1)
 METHODS = ["dense", "sparse"]
@@ -117,10 +117,76 @@ def test_sparse_equals_the_dense_solver(kind, shape, monkeypatch):
         monkeypatch.setattr(module, "WIDTH", 128)
         monkeypatch.setattr(module, "height", lambda device: 64)
     monkeypatch.setattr(candidates, "CHUNK", 256)
+    monkeypatch.setattr(dense, "BYTES", 0)  # whatever the candidates are worth
     queries, gallery = vectors(1, *shape, kind)
     source = EmbeddingScores(queries, gallery)
     exact = queries.astype(np.float64) @ gallery.astype(np.float64).T
     judged(assign(source, method="sparse"), exact, best=reference.dense(exact))
+
+
+def collapsed(kind, n, m):
+    """Two sides [n, D], [m, D] whose scores have hardly more than one or two ranks."""
+    rng = np.random.default_rng(12)
+    if kind == "line":
+        sides = [rng.standard_normal((length, 1)) for length in (n, m)]
+    elif kind in ("plane", "circle"):
+        sides = [rng.standard_normal((length, 2)) for length in (n, m)]
+    else:
+        c, w = rng.standard_normal((2, 64))
+        drawn = [(rng.standard_normal((length, 1)), rng.standard_normal((length, 64))) for length in (n, m)]
+        sides = [c + 0.05 * z * w + 0.001 * noise for z, noise in drawn]
+    if kind not in ("line", "plane"):
+        sides = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in sides]
+    return [side.astype(np.float32) for side in sides]
+
+
+@pytest.mark.parametrize("kind", ["line", "plane", "circle", "near one rank"])
+@pytest.mark.parametrize("shape", [(600, 600), (400, 450)])
+@pytest.mark.parametrize("method", ["auto", "sparse"])
+def test_vectors_that_have_collapsed_are_matched_over_all_pairs(kind, shape, method):
+    """The sparse solver would take minutes: some rows have no partner among the best of each."""
+    queries, gallery = collapsed(kind, *shape)
+    exact = queries.astype(np.float64) @ gallery.astype(np.float64).T
+    match = assign(EmbeddingScores(queries, gallery), method=method)
+    judged(match, exact, best=reference.dense(exact))
+    if method == "auto" or shape == (600, 600):  # with items to spare, some graphs are good enough
+        assert match.certificate.edges == shape[0] * shape[1]
+
+
+def test_candidates_tell_how_many_rows_they_leave_alone():
+    nothing = tiles.Forbidden(None, torch.device("cpu"))
+    same = np.tile(np.arange(200.0), (200, 1))  # all rows prefer the same columns; columns know no better
+    assert candidates.find_candidates(MatrixScores(same), nothing, 5).alone > 100
+    source = EmbeddingScores(*vectors(16, 200, 230, "random"))
+    assert candidates.find_candidates(source, nothing, 20).alone == 0
+    assert candidates._alone(np.array([0, 1, 3, 6, 10]), (4, 3)) == 2  # two columns for four rows
+    assert candidates._alone(np.array([1, 2]), (2, 3)) == 1  # a row without any
+
+
+@pytest.mark.parametrize("shape", [(300, 340), (340, 300)])
+@pytest.mark.parametrize("part", [False, True])
+def test_all_pairs_at_once_of_every_source(shape, part):
+    """What is a sum of products, what is a matrix, and what knows pairs alone: the same scores up to fp64."""
+    rng = np.random.default_rng(13)
+    first, second = (EmbeddingScores(*vectors(seed, *shape, "random", d)) for seed, d in ((14, 24), (15, 7)))
+    mixed = WeightedScores([first, second], [0.3, 0.7])
+    matrix = MatrixScores(rng.standard_normal(shape))
+
+    class PairsAlone:
+        shape, device, tile, pairs = matrix.shape, matrix.device, matrix.tile, matrix.pairs
+
+    for source in (first, mixed, Transposed(mixed), matrix, Transposed(matrix), PairsAlone()):
+        n, m = source.shape
+        rows, columns = torch.arange(n), torch.arange(m)
+        if part:
+            rows, columns = rows[::3], columns[1::2]
+            source = tiles.Part(source, rows, columns)
+        for turned in (False, True):
+            seen, noise = dense._matrix(Transposed(source) if turned else source)
+            exact = source.pairs(*torch.cartesian_prod(*(torch.arange(k) for k in source.shape)).T).view(source.shape)
+            apart = np.abs((seen.T if turned else seen) - exact.numpy()).max()
+            assert apart <= noise <= 1e-11
+        assert dense.is_cheap(source) == (not isinstance(getattr(source, "source", source), PairsAlone))
 
 
 @pytest.mark.parametrize("kind", ["random", "duplicates"])
@@ -156,6 +222,7 @@ def test_groups_that_lie_together_and_that_are_thinly_spread():
 def test_the_check_repairs_a_candidate_graph_that_misses_the_optimum(monkeypatch):
     queries, gallery = vectors(5, 400, 400, "hubs")
     exact = queries.astype(np.float64) @ gallery.astype(np.float64).T
+    monkeypatch.setattr(dense, "BYTES", 0)
     found = candidates.find_candidates
 
     def few(scores, forbidden, k):
@@ -211,7 +278,8 @@ def test_tiles_may_be_wrong_by_their_noise(noise):
     judged(assign(Noisy(scores), method="sparse"), scores, best=reference.dense(scores))
 
 
-def test_equal_scores_of_a_larger_set_take_one_round():
+def test_equal_scores_of_a_larger_set_take_one_round(monkeypatch):
+    monkeypatch.setattr(dense, "BYTES", 0)
     vectors = np.ones((700, 4), dtype=np.float32)
     match = assign(EmbeddingScores(vectors, vectors), method="sparse")
     assert (len(match.query_rows), match.certificate.value, match.certificate.gap) == (700, 2800.0, pytest.approx(0.0))
@@ -256,6 +324,7 @@ def test_nothing_may_be_matched(method, rules):
     assert match.gallery_row_of().tolist() == [-1] * 4
     assert match.certificate.value == 0.0
     assert match.certificate.gap == pytest.approx(0.0, abs=1e-9)
+    assert match.certificate.bound >= match.certificate.value
 
 
 def test_what_does_not_fit_is_refused():
@@ -277,17 +346,20 @@ def test_what_does_not_fit_is_refused():
 def test_a_score_that_is_not_finite_is_named_by_its_rows(method, shape):
     queries, gallery = np.ones((shape[0], 2), dtype=np.float32), np.ones((shape[1], 2), dtype=np.float32)
 
-    class Broken(EmbeddingScores):
+    class Broken:
+        shape, device = (len(queries), len(gallery)), torch.device("cpu")
+        sound = EmbeddingScores(queries, gallery)
+
         def tile(self, queries, gallery, *, coarse=False):
-            found = super().tile(queries, gallery, coarse=coarse)
+            found = self.sound.tile(queries, gallery, coarse=coarse)
             rows, columns = np.arange(queries.start, queries.stop), np.arange(gallery.start, gallery.stop)
             found.scores[torch.from_numpy((rows[:, None] == 4) & (columns == 3))] = torch.nan
             return found
 
         def pairs(self, queries, gallery):
-            return torch.where((queries == 4) & (gallery == 3), torch.nan, super().pairs(queries, gallery))
+            return torch.where((queries == 4) & (gallery == 3), torch.nan, self.sound.pairs(queries, gallery))
 
-    broken = Broken(queries, gallery)
+    broken = Broken()
     named = "score of query row 4 and gallery row 3 is not a finite number"
     with pytest.raises(ValueError, match=named):
         assign(broken, method=method)

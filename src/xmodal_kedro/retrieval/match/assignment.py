@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from xmodal_kedro.retrieval.match import dense
 from xmodal_kedro.retrieval.match.candidates import find_candidates
 from xmodal_kedro.retrieval.match.certificate import Certificate, joint
 from xmodal_kedro.retrieval.match.check import check
-from xmodal_kedro.retrieval.match.graph import Graph, solve
+from xmodal_kedro.retrieval.match.graph import Graph, Solution, solve
 from xmodal_kedro.retrieval.match.tiles import Forbidden, NotFiniteError, Part
 from xmodal_kedro.retrieval.rank import rank
 from xmodal_kedro.retrieval.scores import ScoreSource, Transposed
@@ -28,6 +29,8 @@ from xmodal_kedro.retrieval.scores import ScoreSource, Transposed
 Method = Literal["auto", "dense", "sparse"]
 Labels = np.ndarray | torch.Tensor | Sequence[int]
 SMALL = 1 << 18  # pairs; up to here exact scores of all of them cost less than the search for the best
+SMALL_PRODUCTS = 1 << 22  # the same where scores are sums of products, all of which take no more than that
+BAD = 1 / 500  # of all rows without a partner among the candidates: prices that say little, and slow to find
 AT_ONCE = 1 << 15  # exact scores that are computed together
 
 
@@ -79,7 +82,10 @@ def assign(
         gallery_groups: [M] integer labels; both or neither are given.
         method: `dense` computes exact scores of all allowed pairs (memory N M), `sparse` works on a candidate graph
             (memory N + M times some 100 bytes for each of the best that are looked at); `auto` takes the first for
-            problems of up to 512 x 512. Where `allowed` is given, its pairs are all there is, and are the graph.
+            problems of up to 2048 x 2048 (512 x 512 where scores are no sums of products). Candidates that leave rows
+            without a partner, such as those of a member whose vectors have collapsed, mislead the sparse solver: then
+            all pairs are taken, if their scores fit 4 GiB. Where `allowed` is given, its pairs are all there is, and
+            are the graph.
 
     Raises:
         ValueError: A score is not finite (its rows are named), or shapes, groups and method do not fit.
@@ -123,12 +129,17 @@ def _solved(
 ) -> tuple[np.ndarray, Certificate]:
     """[n] column of each row or -1, and the proof; [n, m] with n <= m."""
     n, m = scores.shape
-    if method == "dense" or allowed is not None or (method == "auto" and n * m <= SMALL):
-        return _over(scores, _all_keys((n, m), allowed, forbidden))
+    if allowed is not None:
+        return _over(scores, _all_keys(allowed, forbidden))
+    small = n * m <= SMALL or (n * m <= SMALL_PRODUCTS and dense.is_cheap(scores))
+    if method == "dense" or (method == "auto" and small):
+        return _over_all(scores, forbidden)
     hidden = Forbidden(forbidden, scores.device)
     # Of random scores the best partner is the r-th best in 2^-r of all cases (Aldous, Random Structures and
     # Algorithms 18, 2001): log2(n) and some are seldom not enough.
     candidates = find_candidates(scores, hidden, min(ceil(2 * log2(m)) + 4, m))
+    if candidates.alone > BAD * n and 8 * n * m <= dense.BYTES:
+        return _over_all(scores, forbidden)
     graph = Graph((n, m), candidates.keys, _exact(scores, candidates.keys))
     violating: list[int] = []
     while True:
@@ -137,31 +148,40 @@ def _solved(
         new = ~graph.has(found.keys)
         violating.append(found.count if new.any() else 0)
         if not new.any():
-            bound = solution.bound - n * found.smallest
-            certificate = Certificate(
-                solution.value, bound, len(violating), len(graph.keys), tuple(violating), found.smallest,
-                solution.unmatched,
-            )  # fmt: skip
-            return solution.columns, certificate
+            return solution.columns, _proof(solution, found.smallest, len(graph.keys), violating)
         graph = graph.with_more(found.keys[new], found.scores[new])
 
 
+def _over_all(scores: ScoreSource, forbidden: sparse.csr_array | None) -> tuple[np.ndarray, Certificate]:
+    """The same over all pairs but the forbidden ones."""
+    solution, smallest, edges = dense.solve_dense(scores, forbidden)
+    return solution.columns, _proof(solution, smallest, edges, [0])
+
+
+def _proof(solution: Solution, smallest: float, edges: int, violating: list[int]) -> Certificate:
+    """The bound includes what reduced costs lack; where rounding puts it below what was reached, that is the bound."""
+    n = len(solution.columns)
+    bound = solution.bound - n * smallest
+    if solution.value - n * solution.tolerance <= bound:
+        bound = max(bound, solution.value)
+    return Certificate(
+        solution.value, bound, len(violating), edges, tuple(violating), smallest, solution.unmatched
+    )  # fmt: skip
+
+
 def _over(scores: ScoreSource, keys: np.ndarray) -> tuple[np.ndarray, Certificate]:
-    """The same over a graph that has all allowed pairs: nothing is left to check."""
+    """The same over a graph of all allowed pairs: nothing is left to check."""
     exact = _exact(scores, keys)
     graph = Graph(scores.shape, keys, exact)
     solution = solve(graph, float(exact.min()), float(exact.max())) if len(keys) else solve(graph, 0.0, 0.0)
     rows, columns = np.divmod(keys, scores.shape[1])
     smallest = min(0.0, float((solution.rows_price[rows] + solution.columns_price[columns] - exact).min(initial=0.0)))
-    bound = solution.bound - scores.shape[0] * smallest
-    return solution.columns, Certificate(solution.value, bound, 1, len(keys), (0,), smallest, solution.unmatched)
+    return solution.columns, _proof(solution, smallest, len(keys), [0])
 
 
-def _all_keys(
-    shape: tuple[int, int], allowed: sparse.csr_array | None, forbidden: sparse.csr_array | None
-) -> np.ndarray:
+def _all_keys(allowed: sparse.csr_array, forbidden: sparse.csr_array | None) -> np.ndarray:
     """[E] int64, ascending: row * M + column of the pairs that may be matched."""
-    keys = np.arange(shape[0] * shape[1]) if allowed is None else _keys(allowed)
+    keys = _keys(allowed)
     return keys if forbidden is None else np.setdiff1d(keys, _keys(forbidden), assume_unique=True)
 
 

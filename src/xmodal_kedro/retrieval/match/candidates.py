@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from xmodal_kedro.retrieval.match.graph import edges_of
 from xmodal_kedro.retrieval.match.tiles import HIDDEN, WIDTH, Forbidden, checked_range, height, slices
 from xmodal_kedro.retrieval.scores import ScoreSource
 
 CHUNK = 4096  # rows and columns whose highest scores are gathered before they are sorted out
 BLOCK = 32  # most neighbours of which one is taken
 STEP = 1265  # odd and near 2048 over the golden ratio: tied rows prefer other columns each
+TURNS = 60  # after which rows that still look for a column are taken to find none
 LOST = 0.05  # of the spread of a row's scores: an error of coarse tiles that changes little in who is best
 
 
@@ -31,11 +33,13 @@ class Candidates:
         keys: [E] int64, ascending and distinct: row * M + column.
         low: No score is lower.
         high: None is higher.
+        alone: About how many rows find no partner among the best pairs, each a column of its own.
     """
 
     keys: np.ndarray
     low: float
     high: float
+    alone: int = 0
 
 
 def find_candidates(scores: ScoreSource, forbidden: Forbidden, k: int) -> Candidates:
@@ -73,8 +77,36 @@ def find_candidates(scores: ScoreSource, forbidden: Forbidden, k: int) -> Candid
             by_column.sort_out(across, WIDTH, lambda code, column: (code - column) * pow(STEP, -1, WIDTH))
     (row, column), (found_column, found_row) = by_row.pairs(), by_column.pairs()
     some = forbidden.left_of(torch.arange(n, device=scores.device) * (m + 1))  # all of them are a matching, if not good
-    keys = torch.cat([row * m + column, found_row * m + found_column, some]).unique()
-    return Candidates(keys.cpu().numpy(), low, high)
+    best = torch.cat([row * m + column, found_row * m + found_column]).unique()
+    keys = torch.cat([best, some]).unique()
+    return Candidates(keys.cpu().numpy(), low, high, _alone(best.cpu().numpy(), (n, m)))
+
+
+def _alone(keys: np.ndarray, shape: tuple[int, int]) -> int:
+    """Rows that are left without a column of their own after a while.
+
+    Each row in turn takes the column that was taken least often, from whoever has it (an auction, Bertsekas 1979, whose
+    prices count takers): soon over where all find one. Proper matchings may take minutes on just the graphs that this
+    is to tell.
+    """
+    n, m = shape
+    rows, columns = np.divmod(keys, m)
+    starts = np.searchsorted(rows, np.arange(n + 1))
+    takers, owner = np.zeros(m, dtype=np.int64), np.full(m, -1)
+    some = np.diff(starts) > 0
+    free = some.nonzero()[0]
+    for _ in range(TURNS):
+        if len(free) == 0:
+            break
+        edges = edges_of(free, starts)
+        order = takers[columns[edges]] * m + (columns[edges] + rows[edges] * STEP) % m  # rows prefer other columns each
+        first = np.diff(starts)[free].cumsum() - np.diff(starts)[free]
+        wanted = (np.minimum.reduceat(order, first) - free * STEP) % m
+        before = owner[wanted]
+        owner[wanted] = free  # of several rows the last one gets it
+        takers[wanted] += 1
+        free = np.setdiff1d(np.concatenate([free, before[before >= 0]]), owner)
+    return len(free) + int((~some).sum())
 
 
 class _Best:

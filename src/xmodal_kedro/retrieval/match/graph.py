@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import fsum
 
 import numpy as np
 from scipy import sparse
@@ -99,10 +100,31 @@ def solve(graph: Graph, low: float, high: float) -> Solution:
     if n == m and (chosen < m).all():  # both may move against each other: small numbers round best
         shift = price.min() if n else 0.0
         price, row_price = price - shift, row_price + shift
-    lonely = int((chosen >= m).sum())
     value = float(graph.scores[taken].sum())
-    bound = float(row_price.sum() + price.sum()) - lonely * (2 * span + low - alone)
+    bound = bound_of(row_price, price, chosen, chosen >= m, 2 * span + low - alone)
     return Solution(np.where(chosen < m, chosen, -1), value, row_price, price, bound, tolerance)
+
+
+def bound_of(
+    rows_price: np.ndarray, columns_price: np.ndarray, chosen: np.ndarray, lonely: np.ndarray, alone: float
+) -> float:
+    """What no assignment with as many pairs can exceed: the sum of all prices, less what the lonely rows pay.
+
+    The prices of rows that stay alone, and of those that compete with them, exceed all scores by far, so that their sum
+    would round away the scores: a row's and its column's, which differ by a score, are added first.
+
+    Args:
+        rows_price: [n].
+        columns_price: [m].
+        chosen: [n] column of each row; m or more: none.
+        lonely: [n] whether the row stays alone, whatever is chosen.
+        alone: The score of staying alone.
+    """
+    m = len(columns_price)
+    left = columns_price.copy()
+    left[chosen[chosen < m]] = 0.0
+    sums = rows_price + np.where(chosen < m, columns_price[np.minimum(chosen, m - 1)], 0.0) - np.where(lonely, alone, 0)
+    return fsum(sums) + fsum(left)
 
 
 def _matched(costs: np.ndarray, columns: np.ndarray, starts: np.ndarray, m: int, alone: float) -> np.ndarray:
@@ -154,7 +176,7 @@ class _Residual:
         """The highest prices that are nowhere above the given ones."""
         rows = np.arange(len(self.chosen))
         for _ in range(len(self.owner) + 1):
-            edges = _edges_of(rows, self.starts)
+            edges = edges_of(rows, self.starts)
             reached, price_there = self.columns[edges], price[self.chosen[self.rows[edges]]] + self.slack[edges]
             lower = price_there < price[reached] - self.tolerance
             if not lower.any():
@@ -167,7 +189,7 @@ class _Residual:
         """The lowest prices that are nowhere below the given ones."""
         columns = np.arange(self.m)
         for _ in range(len(self.owner) + 1):
-            edges = self.by_column[_edges_of(columns, self.column_starts)]
+            edges = self.by_column[edges_of(columns, self.column_starts)]
             reached, price_there = self.chosen[self.rows[edges]], price[self.columns[edges]] - self.slack[edges]
             higher = price_there > price[reached] + self.tolerance
             higher &= reached < self.m
@@ -178,7 +200,7 @@ class _Residual:
         return price
 
 
-def _edges_of(nodes: np.ndarray, starts: np.ndarray) -> np.ndarray:
+def edges_of(nodes: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """Positions of the edges of some nodes, of edges that are sorted by node."""
     if len(nodes) == len(starts) - 1:
         return np.arange(starts[-1])
