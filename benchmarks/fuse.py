@@ -98,6 +98,7 @@ def run(options: Options) -> list[dict[str, Any]]:
             ("one product of 2048 dimensions in bf16", one_product),
             {"dense numpy": Goal() if options.quick else Goal(ratio=3.0, memory=0.2)},
             small=partial(members, 300),
+            bf16=True,
         )
     ]
 

@@ -237,6 +237,7 @@ def run(options: Options) -> list[dict[str, Any]]:
         small=partial(planted, 64, 5, SHARED, options.device),
         memory=not options.quick,
         repetitions=3 if options.quick else 5,
+        bf16=True,
     )
     harder = compete(
         f"{workload}, texts with noise {MORE_NOISE} in place of {NOISE}",
@@ -259,5 +260,6 @@ def run(options: Options) -> list[dict[str, Any]]:
         small=partial(planted, 64, 1, 0.0, options.device),
         memory=not options.quick,
         repetitions=3 if options.quick else 5,
+        bf16=True,
     )
     return [many, harder, one]

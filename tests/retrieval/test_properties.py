@@ -111,6 +111,7 @@ def sizes(tile: tuple[int, int]) -> dict[str, dict[str, object]]:
         "bootstrap": {"AT_ONCE": h * w},
         "embeddings": {"CHUNK": h},
         "scores.embedding": {"BLOCK": h, "MANY": h * w},
+        "scores.product": {"STRIP": w},
         "normalise.statistics": {"CPU_TILE": tile, "GPU_TILE": tile, "CHUNK": h, "STRIP": w},
         "normalise.sinkhorn": {"CPU_BLOCK": h * w, "GPU_BLOCK": h * w, "WIDTH": w},
         "normalise.ranked": {"TOGETHER": h},
@@ -121,13 +122,13 @@ def sizes(tile: tuple[int, int]) -> dict[str, dict[str, object]]:
         "search.exact": {"CHUNK": h, "FOLD": w},
         "search.filter": {"BLOCK": 2, "FOLD": w, "PAGE": h},  # a power of two
         "search.approximate": {"PAGE": h},
-        "fuse.trials": {"PAIRS_AT_ONCE": h * w, "BLOCK": h * w, "PRODUCTS": h * w},
+        "fuse.trials": {"PAIRS_AT_ONCE": h * w, "BLOCK": h * w, "TOGETHER": h},
         "rerank.k_reciprocal": {"BLOCK": h},
         "rerank.itm": {"MEMORY": h * w},
     }
 
 
-SIZE = re.compile(r".*(TILE|BLOCK|CHUNK|PAGE|STRIP|WIDTH|AT_ONCE|TOGETHER|MEMORY|FOLD)|PRODUCTS|height|_tile_shape")
+SIZE = re.compile(r".*(TILE|BLOCK|CHUNK|PAGE|STRIP|WIDTH|AT_ONCE|TOGETHER|MEMORY|FOLD)|height|_tile_shape")
 
 
 @contextmanager

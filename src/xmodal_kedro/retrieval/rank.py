@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from threading import Lock
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -20,12 +22,14 @@ from tqdm import tqdm
 
 from xmodal_kedro.retrieval.counts import between, count_reaching
 from xmodal_kedro.retrieval.scores import ScoreSource, Tile, Transposed, quick_pairs
+from xmodal_kedro.retrieval.workers import side_by_side
 
 Ties = Literal["pessimistic", "optimistic"]
 SPARE = 38  # candidates kept beyond k, so that scores within the noise around place k seldom need a second look
 DOUBT = 128  # a fine tile costs as much as the exact scores of this part of its entries
 FEW_PASS = 32  # entries of a tile that may be among the best are looked at one by one up to this part of it
 CROWDED = 16  # a fine tile costs less than a second look at this part of its rows
+APART = 4  # places in the gallery at which blocks of queries start
 LONGEST_PAUSE = 64  # tiles after which coarse ones are tried again, however often they failed
 BLOCK = 32  # columns whose maximum stands for them in the search for the best of a tile
 
@@ -71,7 +75,7 @@ def rank(
     Raises:
         ValueError: Shapes disagree, or a score is not finite (its query row and gallery row are named).
     """
-    forward = _Direction(scores, _canonical(relevance, scores.shape), k, ties)
+    forward = _Direction(scores, _truth(scores, relevance), k, ties)
     _stream(scores, [forward], tile)
     return forward.ranking()
 
@@ -89,11 +93,8 @@ def rank_both(
     Returns:
         The ranking of `scores`, and the ranking of its transpose. Arguments and errors as in `rank`.
     """
-    truth = _canonical(relevance, scores.shape)
-    forward = _Direction(scores, truth, k, ties)
-    backward = _Direction(
-        Transposed(scores), None if truth is None else _canonical(truth.T, scores.shape[::-1]), k, ties
-    )
+    forward = _Direction(scores, _truth(scores, relevance), k, ties)
+    backward = _Direction(Transposed(scores), None if forward.truth is None else forward.truth.turned(), k, ties)
     _stream(scores, [forward, backward], tile)
     return forward.ranking(), backward.ranking()
 
@@ -119,27 +120,62 @@ def ranking_table(query_ids: Sequence[str], gallery_ids: Sequence[str], ranking:
 def _stream(scores: ScoreSource, directions: Sequence[_Direction], shape: tuple[int, int] | None) -> None:
     """Show all tiles to the directions, the first as they are and the second transposed.
 
-    Coarse tiles come first. Where one leaves too much in doubt, the fine one takes its place; if that goes on, coarse
-    tiles are tried ever less often. What is found is the same.
+    Blocks of queries go side by side. What a block of queries finds is its own; what a block of the gallery finds is
+    behind a lock, and neighbouring blocks of queries start apart in the gallery, so that they seldom wait.
     """
     height, width = shape or _tile_shape(scores.device)
-    pause, left = 1, 0  # tiles without a coarse try after the next one that fails, and from now on
-    blocks = list(_slices(scores.shape[0], height))
+    galleries = list(_slices(scores.shape[1], width))
+    locks = [Lock() for _ in galleries]
+    pace = _Pace()
+
+    def look_along(block: tuple[int, slice]) -> None:
+        number, queries = block
+        first = number % APART * len(galleries) // APART
+        for place in (*range(first, len(galleries)), *range(first)):
+            look = partial(_look, scores, directions, queries, galleries[place], locks[place])
+            if not (pace.tries() and pace.told(look(coarse=True))):
+                look(coarse=False)
+
+    blocks = list(enumerate(_slices(scores.shape[0], height)))
+    done = side_by_side(look_along, blocks, scores.device)
     # a bar appears when it takes more than three seconds
-    for queries in tqdm(blocks, desc="rank", unit="block", delay=3, leave=False, disable=None):
-        for gallery in _slices(scores.shape[1], width):
-            if left == 0 and _look(scores, directions, queries, gallery, coarse=True):
-                pause = 1
-                continue
-            left, pause = (pause, min(2 * pause, LONGEST_PAUSE)) if left == 0 else (left - 1, pause)
-            _look(scores, directions, queries, gallery, coarse=False)
+    for _ in tqdm(done, desc="rank", total=len(blocks), unit="block", delay=3, leave=False, disable=None):
+        pass
+
+
+class _Pace:
+    """When coarse tiles are tried: first of all, and after each failure twice as many fine ones later."""
+
+    def __init__(self) -> None:
+        self.pause, self.left = 1, 0
+
+    def tries(self) -> bool:
+        """Whether it is time for a coarse tile."""
+        self.left -= 1
+        return self.left < 0
+
+    def told(self, served: bool) -> bool:
+        """Take in whether a coarse tile was enough; what was given."""
+        self.left, self.pause = (0, 1) if served else (self.pause, min(2 * self.pause, LONGEST_PAUSE))
+        return served
 
 
 def _look(
-    scores: ScoreSource, directions: Sequence[_Direction], queries: slice, gallery: slice, *, coarse: bool
+    scores: ScoreSource,
+    directions: Sequence[_Direction],
+    queries: slice,
+    gallery: slice,
+    lock: Lock,
+    *,
+    coarse: bool,
 ) -> bool:
     """Show a tile to the directions; false, and nothing has happened, where a coarse one leaves too much in doubt."""
     tile = _finite(scores.tile(queries, gallery, coarse=coarse), queries, gallery)
+    with lock:
+        return _take_in(tile, directions, queries, gallery, coarse=coarse)
+
+
+def _take_in(tile: Tile, directions: Sequence[_Direction], queries: slice, gallery: slice, *, coarse: bool) -> bool:
     most = tile.scores.numel() // DOUBT if coarse else None
     views = [(tile, queries, gallery), (Tile(tile.scores.T, tile.noise.T), gallery, queries)][: len(directions)]
     best = [direction.best_with(*view, coarse=coarse) for direction, view in zip(directions, views, strict=True)]
@@ -172,19 +208,18 @@ class _Best(NamedTuple):
 class _Direction:
     """What one direction keeps while tiles stream by: counts per relevant item, and the best candidates per query."""
 
-    def __init__(self, scores: ScoreSource, relevance: sparse.csr_array | None, k: int, ties: Ties) -> None:
+    def __init__(self, scores: ScoreSource, truth: _Truth | None, k: int, ties: Ties) -> None:
         if k < 0:
             raise ValueError(f"k must not be negative; it is {k}.")
         if ties not in get_args(Ties):
             raise ValueError(f"ties is '{ties}'; it must be one of {', '.join(get_args(Ties))}.")
         n, m = scores.shape
-        self.scores, self.relevance, self.ties = scores, relevance, ties
+        self.scores, self.truth, self.ties = scores, truth, ties
         self.k = min(k, m)
         kept = min(self.k + SPARE, m) if self.k else 0
         lowest = torch.full((n, kept), -torch.inf, device=scores.device)
         rows = torch.zeros((n, kept), dtype=torch.int64, device=scores.device)
         self.best = _Best(lowest, lowest.clone(), rows, lowest.new_full((n, 1), -torch.inf))
-        self.truth = None if relevance is None else _Truth(scores, relevance)
 
     def best_with(self, tile: Tile, queries: slice, gallery: slice, *, coarse: bool) -> _Best | None:
         """The best candidates of the queries with those of the tile; none where a coarse tile tells too few apart."""
@@ -233,7 +268,7 @@ class _Direction:
             shape=self.scores.shape,
             top_rows=rows.cpu().numpy(),
             top_scores=scores.float().cpu().numpy(),
-            relevance=self.relevance,
+            relevance=None if self.truth is None else self.truth.relevance,
             relevant_ranks=None if self.truth is None else self.truth.ranks().cpu().numpy(),
             ties=self.ties,
         )
@@ -277,14 +312,14 @@ class _Direction:
 class _Truth:
     """Exact scores of the relevant items, and how many of the other items reach each of them."""
 
-    def __init__(self, scores: ScoreSource, relevance: sparse.csr_array) -> None:
+    def __init__(self, scores: ScoreSource, relevance: sparse.csr_array, exact: Tensor | None = None) -> None:
         device = scores.device
-        self.scores = scores
+        self.scores, self.relevance = scores, relevance
         self.starts = relevance.indptr.astype(np.int64)
         self.columns = torch.from_numpy(relevance.indices.astype(np.int64)).to(device)
         sizes = torch.from_numpy(np.diff(self.starts)).to(device)
         self.rows = torch.arange(len(sizes), device=device).repeat_interleave(sizes)
-        exact = scores.pairs(self.rows, self.columns)
+        exact = scores.pairs(self.rows, self.columns) if exact is None else exact
         # ascending by score within each query; of equal scores the later gallery item comes first
         order = torch.arange(len(exact), device=device).flip(0)
         for key in (exact, self.rows):
@@ -293,6 +328,16 @@ class _Truth:
         self.slots = torch.arange(len(order), device=device) - torch.from_numpy(self.starts[:-1]).to(device)[self.rows]
         self.ahead = sizes[self.rows] - self.slots  # place among the relevant items of the query, for `order`
         self.counts = torch.zeros(len(order), dtype=torch.int64, device=device)
+
+    def turned(self) -> _Truth:
+        """The same seen from the gallery, with the same scores."""
+        where = sparse.csr_array(
+            (np.arange(len(self.order)), self.relevance.indices, self.relevance.indptr), shape=self.relevance.shape
+        ).T.tocsr()
+        exact = torch.empty_like(self.thresholds)
+        exact[self.order] = self.thresholds
+        relevance = sparse.csr_array((self.relevance.data[where.data], where.indices, where.indptr), shape=where.shape)
+        return _Truth(Transposed(self.scores), relevance, exact[torch.from_numpy(where.data).to(exact.device)])
 
     def of(self, queries: slice) -> slice:
         """Where the relevant items of these queries stand."""
@@ -330,10 +375,12 @@ class _Truth:
         return ranks
 
 
-def _canonical(relevance: sparse.sparray | sparse.spmatrix | None, shape: tuple[int, int]) -> sparse.csr_array | None:
+def _truth(scores: ScoreSource, relevance: sparse.sparray | sparse.spmatrix | None) -> _Truth | None:
+    return None if relevance is None else _Truth(scores, _canonical(relevance, scores.shape))
+
+
+def _canonical(relevance: sparse.sparray | sparse.spmatrix, shape: tuple[int, int]) -> sparse.csr_array:
     """The relevance as CSR with sorted, distinct, nonzero entries."""
-    if relevance is None:
-        return None
     if relevance.shape != shape:
         raise ValueError(f"relevance has shape {relevance.shape}, the scores have {shape}: rows are queries in both.")
     truth = sparse.csr_array(relevance, dtype=bool, copy=True)
@@ -344,7 +391,7 @@ def _canonical(relevance: sparse.sparray | sparse.spmatrix | None, shape: tuple[
 
 def _tile_shape(device: torch.device) -> tuple[int, int]:
     """A tile that fits the CPU's cache, or fills a GPU."""
-    return (512, 1024) if device.type == "cpu" else (8192, 8192)
+    return (512, 1536) if device.type == "cpu" else (8192, 8192)
 
 
 def _slices(length: int, step: int) -> Iterator[slice]:

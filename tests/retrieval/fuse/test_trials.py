@@ -97,7 +97,7 @@ def test_one_trial_or_many_and_small_blocks_give_the_same(monkeypatch):
     weights = simplex(4, 50)
     whole = trials(matrices, relevance, "map_at_10", 20).judge(weights)
     monkeypatch.setattr("xmodal_kedro.retrieval.fuse.trials.BLOCK", 40)
-    monkeypatch.setattr("xmodal_kedro.retrieval.fuse.trials.PRODUCTS", 100)
+    monkeypatch.setattr("xmodal_kedro.retrieval.fuse.trials.TOGETHER", 7)
     monkeypatch.setattr("xmodal_kedro.retrieval.fuse.trials.PAIRS_AT_ONCE", 64)
     small = trials(matrices, relevance, "map_at_10", 20)
     np.testing.assert_array_equal(small.judge(weights).value, whole.value)

@@ -26,10 +26,11 @@ from xmodal_kedro.retrieval.fuse.candidates import Candidates, find_candidates
 from xmodal_kedro.retrieval.metric_names import parse
 from xmodal_kedro.retrieval.metrics import entries
 from xmodal_kedro.retrieval.scores import FP32_ROUNDING, ScoreSource
+from xmodal_kedro.retrieval.workers import side_by_side
 
 PAIRS_AT_ONCE = 1 << 21  # of candidates that are sorted out together
-BLOCK = 1 << 15  # pairs whose differences lie side by side
-PRODUCTS = 1 << 18  # numbers that fit the processor's cache
+BLOCK = 1 << 13  # pairs whose differences lie side by side
+TOGETHER = 50  # at once in a thread: their products with the differences of a block fit the cache
 NEAREST = 4  # times K: candidates that are asked whether they lie above whatever is on no list
 
 
@@ -209,21 +210,24 @@ class _Counts:
     def of(self, weights: np.ndarray) -> np.ndarray:
         """[T, segments] int64."""
         counts = np.zeros((len(weights), len(self.place)), dtype=np.int64)
+        some = [slice(start, start + TOGETHER) for start in range(0, len(weights), TOGETHER)]
+        for _ in side_by_side(lambda rows: self._count(weights[rows], counts[rows]), some, torch.device("cpu")):
+            pass
+        return counts[:, self.place]
+
+    def _count(self, weights: np.ndarray, counts: np.ndarray) -> None:
+        """Fill the counts [t, segments], by length of the segments, of a few trials."""
         # a product is wrong by (S + 2) roundings of numbers up to 1 at most; what is less than twice that is in doubt
         scaled = torch.from_numpy(weights / (4 * (weights.shape[1] + 4) * FP32_ROUNDING)).float()
         for start, index, values in self.blocks:
             n, width = index.shape
-            step = max(1, PRODUCTS // index.size)
-            for first in range(0, len(weights), step):
-                rows = slice(first, min(first + step, len(weights)))
-                signs = (scaled[rows] @ values).clamp_(-1.0, 1.0).view(-1, n, width)  # 1: ahead, -1: behind
-                found = counts[rows, start : start + n]
-                found[:] = ((signs.sum(2) + width) * 0.5).round_().long().numpy()
-                doubt = torch.linalg.vector_norm(signs, dim=2) < (width - 0.5) ** 0.5
-                if bool(doubt.any()):
-                    trial, segment = (i.numpy() for i in doubt.nonzero(as_tuple=True))
-                    found[trial, segment] = self._exactly(weights[rows][trial], index[segment])
-        return counts[:, self.place]
+            signs = (scaled @ values).clamp_(-1.0, 1.0).view(-1, n, width)  # 1: ahead, -1: behind
+            found = counts[:, start : start + n]
+            found[:] = ((signs.sum(2) + width) * 0.5).round_().long().numpy()
+            doubt = torch.linalg.vector_norm(signs, dim=2) < (width - 0.5) ** 0.5
+            if bool(doubt.any()):
+                trial, segment = (i.numpy() for i in doubt.nonzero(as_tuple=True))
+                found[trial, segment] = self._exactly(weights[trial], index[segment])
 
     def _exactly(self, weights: np.ndarray, index: np.ndarray) -> np.ndarray:
         """Counts [F] of segments with the pairs `index` [F, W] at weights [F, S], by mixtures in fp64."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from xmodal_kedro.retrieval.scores import FP32_ROUNDING, LinearForm, ScoreSource, Tile, linear_form, rounding
+from xmodal_kedro.retrieval.scores.precision import largest
 
 STEEP = 60.0  # exponents further from zero would run out of fp32, and order with it
 TINY = torch.finfo(torch.float32).tiny
@@ -52,32 +53,30 @@ class Rescaled:
         """The source's tile on the new scale; its noise is scaled with it, and the new roundings are added."""
         scores, noise = self.source.tile(queries, gallery, coarse=coarse)
         scale = self.scale[queries, None].float()  # [B, 1]
-        x, slack = scores.clone() if self.form == "prior" else scores, noise
-        if self.row_shift is not None:
-            shift = self.row_shift[queries, None].float()
-            x.sub_(shift)
-            slack = slack + FP32_ROUNDING * shift.abs()
+        x, slack = torch.empty_like(scores) if self.form == "prior" else scores, noise
+        shift = x.new_zeros(1, 1) if self.row_shift is None else self.row_shift[queries, None].float()
+        slack = slack + 2 * FP32_ROUNDING * shift.abs()
         if self.column_shift is not None:
-            shift = self.column_shift[None, gallery].float()
-            if self.shifted is None:
-                x.sub_(shift)
-            else:
-                x.addcmul_(self.shifted[queries, None].float(), shift, value=-1.0)
-            slack = slack + 2 * rounding(shift)
-        x.mul_(scale)
-        slack = scale * slack + 8 * rounding(x)
+            columns = self.column_shift[None, gallery].float()
+            slack = slack + 2 * rounding(columns)
+            columns = columns if self.shifted is None else columns * self.shifted[queries, None].float()
+            shift = columns if self.row_shift is None else shift + columns
+        torch.sub(scores, shift, out=x).mul_(scale)
+        size = largest(x)
+        slack = scale * slack + 8 * FP32_ROUNDING * size
         if self.form == "linear":
             return Tile(x, slack)
         # the logarithm of the result has a slope of at most 1 in x, so it is wrong by no more than x is
         relative = torch.expm1(slack) + 16 * FP32_ROUNDING
-        value = _exponential(x)
-        if not bool(torch.isfinite(relative).all()):
-            error = torch.full_like(value, torch.inf)
-        elif self.form == "prior":
-            error = (scores.abs() * relative).add_(noise * (1.0 + relative)).mul_(value).add_(TINY)
+        value = _exponential(x, float(size))
+        if self.form == "exponential":
+            result, error = value, value * relative
         else:
-            error = (value * relative).add_(TINY)
-        return Tile(value.mul_(scores) if self.form == "prior" else value, error)
+            result = value * scores
+            error = value.mul_(noise * (1.0 + relative)).addcmul_(result.abs(), relative)
+        if not bool(torch.isfinite(relative).all()):
+            error.fill_(torch.inf)
+        return Tile(result, error.add_(TINY))
 
     def pairs(self, queries: Tensor, gallery: Tensor) -> Tensor:
         """The source's exact scores on the new scale."""
@@ -91,7 +90,8 @@ class Rescaled:
         x = x * self.scale[queries]
         if self.form == "linear":
             return x
-        return _exponential(x) * scores if self.form == "prior" else _exponential(x)
+        value = _exponential(x, float(largest(x)))
+        return value * scores if self.form == "prior" else value
 
     def linear(self) -> LinearForm | None:
         """As row-scaled inner products, where it is nothing else: mixtures of such sources are one product."""
@@ -101,9 +101,12 @@ class Rescaled:
         return None if form is None else form.scaled(self.scale, 0.0 if self.row_shift is None else self.row_shift)
 
 
-def _exponential(x: Tensor) -> Tensor:
-    """e^x between -60 and 60, drawn out beyond; may overwrite x. The slope of its logarithm is 1 at most."""
-    if x.numel() == 0 or float(x.abs().amax()) <= STEEP:
+def _exponential(x: Tensor, size: float) -> Tensor:
+    """e^x between -60 and 60, drawn out beyond; may overwrite x. The slope of its logarithm is 1 at most.
+
+    `size` is the largest absolute value in x.
+    """
+    if size <= STEEP:
         return x.exp_()
     inside = x.clamp(-STEEP, STEEP)
     beyond = x.sub_(inside)

@@ -6,7 +6,7 @@ and leaves one number per query, 0 runs over the queries and leaves one per gall
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xmodal_kedro.retrieval.scores import EmbeddingScores, ScoreSource, Transposed
+from xmodal_kedro.retrieval.workers import side_by_side
 
-CPU_TILE = (512, 2048)  # fixed, so that statistics do not depend on the tiles of whoever ranks
+CPU_TILE = (512, 1024)  # fixed, so that statistics do not depend on the tiles of whoever ranks
 GPU_TILE = (8192, 8192)
 CHUNK = 1024  # vectors that are turned into fp64 at once
 STRIP = 128  # columns of a symmetric matrix that are computed at once, down to the diagonal
@@ -61,11 +62,13 @@ def extremes(source: ScoreSource, dim: int = 1) -> Extremes:
         return extremes(source.source, 1 - dim)
     low = _full(source, 1 - dim, torch.inf)
     high = _full(source, 1 - dim, -torch.inf)
-    for places, scores in _tiles(source):
-        kept = places[1 - dim]
+
+    def take(kept: slice, _: slice, scores: Tensor) -> None:
         least, most = torch.aminmax(scores, dim=dim)
         low[kept] = torch.minimum(low[kept], least.double())
         high[kept] = torch.maximum(high[kept], most.double())
+
+    _stream(source, dim, take)
     return Extremes(low, high)
 
 
@@ -89,15 +92,17 @@ def log_sum_exp(source: ScoreSource, temperature: float, dim: int = 1, shift: Te
     shift = _full(source, dim, 0.0) if shift is None else shift
     high = _full(source, 1 - dim, -torch.inf)
     total = _full(source, 1 - dim, 0.0)
-    for places, scores in _tiles(source):
-        kept = places[1 - dim]
-        torch.add(shift[places[dim]].float().unsqueeze(1 - dim), scores, alpha=1.0 / temperature, out=scores)
+
+    def take(kept: slice, along: slice, scores: Tensor) -> None:
+        torch.add(shift[along].float().unsqueeze(1 - dim), scores, alpha=1.0 / temperature, out=scores)
         most = scores.amax(dim, keepdim=True)
         part = scores.sub_(most).exp_().sum(dim).double()
         most = most.squeeze(dim).double()
         above = torch.maximum(high[kept], most)
         total[kept] = total[kept] * (high[kept] - above).exp() + part * (most - above).exp()
         high[kept] = above
+
+    _stream(source, dim, take)
     return alike(source, 1 - dim, checked(high + total.log(), 1 - dim))
 
 
@@ -129,15 +134,28 @@ def _full(source: ScoreSource, dim: int, value: float) -> Tensor:
     return torch.full((source.shape[dim],), value, dtype=torch.float64, device=source.device)
 
 
-def _tiles(source: ScoreSource) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
-    """Every tile's place and its scores, which are the caller's to overwrite."""
-    n, m = source.shape
-    height, width = CPU_TILE if source.device.type == "cpu" else GPU_TILE
-    for top in tqdm(range(0, n, height), desc="normalise", unit="block", delay=3, leave=False, disable=None):
-        rows = slice(top, min(top + height, n))
-        for left in range(0, m, width):
-            columns = slice(left, min(left + width, m))
-            yield (rows, columns), source.tile(rows, columns).scores
+def _stream(source: ScoreSource, dim: int, take: Callable[[slice, slice, Tensor], None]) -> None:
+    """Give every tile to `take`: its place on the axis that is kept, that on the one that is summed over, its scores.
+
+    Blocks of the axis that is kept go side by side, each along the other axis in order. Scores are the taker's to
+    overwrite.
+    """
+    sizes = CPU_TILE if source.device.type == "cpu" else GPU_TILE
+    kept, along = (
+        [
+            slice(start, min(start + sizes[axis], source.shape[axis]))
+            for start in range(0, source.shape[axis], sizes[axis])
+        ]
+        for axis in (1 - dim, dim)
+    )
+
+    def go(block: slice) -> None:
+        for part in along:
+            take(block, part, source.tile(*((block, part) if dim == 1 else (part, block))).scores)
+
+    done = side_by_side(go, kept, source.device)
+    for _ in tqdm(done, desc="normalise", total=len(kept), unit="block", delay=3, leave=False, disable=None):
+        pass
 
 
 def _of_products(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,8 +184,9 @@ def _of_products(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 def _of_tiles(source: ScoreSource, dim: int) -> tuple[Tensor, Tensor]:
     """Mean, and sum of squared distances from it, of the scores along an axis."""
     mean, spread, seen = (_full(source, 1 - dim, 0.0) for _ in range(3))
-    for places, scores in _tiles(source):
-        kept, count = places[1 - dim], scores.shape[dim]
+
+    def take(kept: slice, _: slice, scores: Tensor) -> None:
+        count = scores.shape[dim]
         about = scores.mean(dim, keepdim=True)
         apart = scores.sub_(about)
         slip = apart.mean(dim).double()  # what fp32 rounded off the mean
@@ -177,4 +196,6 @@ def _of_tiles(source: ScoreSource, dim: int) -> tuple[Tensor, Tensor]:
         spread[kept] += own + away.square() * (seen[kept] * share)
         mean[kept] += away * share
         seen[kept] += count
+
+    _stream(source, dim, take)
     return mean, spread.clamp_(min=0.0)

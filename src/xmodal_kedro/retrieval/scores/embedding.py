@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,13 +20,16 @@ from xmodal_kedro.retrieval.scores.precision import (
     largest,
     length_bound,
     longest,
-    sums_in_fp32,
 )
-from xmodal_kedro.retrieval.scores.product import chosen_products, product
+from xmodal_kedro.retrieval.scores.product import chosen_products, product, rounded_product
+from xmodal_kedro.retrieval.scores.recent import Recent
 from xmodal_kedro.retrieval.scores.source import FP32_ROUNDING, Tile
 
-BLOCK = 256  # vectors at once where all are looked at
+BLOCK = 64  # vectors at once where all are looked at
+FEW_TERMS = 1 << 15  # numbers that numpy adds up before torch has begun
 MANY = 1 << 16  # exact scores at once; above it, it pays to look for pairs that occur twice
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 class EmbeddingScores:
@@ -67,7 +71,7 @@ class EmbeddingScores:
             _lengths(self.queries, "queries", query_ids),
             _lengths(self.gallery, "gallery", gallery_ids),
         )
-        self._last: tuple[slice, Tensor] | None = None
+        self._rounded = Recent[Tensor](self.device)
         self._reach = float(longest(self._lengths[0])) * float(longest(self._lengths[1]))
 
     @property
@@ -89,8 +93,7 @@ class EmbeddingScores:
         left, right = self.queries[queries], self.gallery[gallery]
         if not (coarse and self._reach < HUGE and fast_bf16(self.device)):
             return Tile(product(left, right), torch.full((1, 1), self.noise, device=self.device))
-        with sums_in_fp32(self.device):
-            scores = (self._rounded(queries) @ right.bfloat16().T).float()
+        scores = rounded_product(self._rounded.get(queries, self._round), [right])
         (q_lengths, g_lengths), (q_lost, g_lost) = self._lengths, self._lost
         q, g = longest(q_lengths[queries]), longest(g_lengths[gallery])
         dq, dg = longest(q_lost[queries]), longest(g_lost[gallery])
@@ -142,14 +145,11 @@ class EmbeddingScores:
             size = part.stop - start
             left[:size] = torch.index_select(self.queries, 0, queries[part], out=narrow[:size])
             right[:size] = torch.index_select(self.gallery, 0, gallery[part], out=narrow[:size])
-            found[part] = _tree_sum(left[:size].mul_(right[:size]))
+            found[part] = _sums(left[:size].mul_(right[:size]))
         return found
 
-    def _rounded(self, queries: slice) -> Tensor:
-        """The block in bf16; the last one is kept, since most often the gallery streams by the same queries."""
-        if self._last is None or self._last[0] != queries:
-            self._last = queries, self.queries[queries].bfloat16()
-        return self._last[1]
+    def _round(self, queries: slice) -> Tensor:
+        return self.queries[queries].bfloat16()
 
     @cached_property
     def _lost(self) -> tuple[Tensor, Tensor]:
@@ -161,8 +161,17 @@ class EmbeddingScores:
         return _first_of_same(self.queries), _first_of_same(self.gallery)
 
 
-def _tree_sum(terms: Tensor) -> Tensor:
-    """Sum [K, D] over D by halving: the order is the same for every K and on every device. Overwrites its input."""
+def _sums(terms: Tensor) -> Tensor:
+    """Sums [K] of [K, D] over D, in an order that is the same for every K and on every device. Overwrites its input."""
+    if terms.shape[1] == 0:
+        return terms.new_zeros(len(terms))
+    if terms.device.type == "cpu" and terms.numel() < FEW_TERMS:
+        return torch.from_numpy(_tree_sum(terms.numpy()))
+    return _tree_sum(terms)
+
+
+def _tree_sum(terms: Array) -> Array:
+    """Sum over the columns by halving."""
     width = terms.shape[1]
     while width > 1:
         half = width // 2
@@ -170,7 +179,7 @@ def _tree_sum(terms: Tensor) -> Tensor:
             terms[:, 0] += terms[:, width - 1]
         terms[:, :half] += terms[:, half : 2 * half]
         width = half
-    return terms[:, 0] if terms.shape[1] else terms.new_zeros(len(terms))
+    return terms[:, 0]
 
 
 def _first_of_same(vectors: Tensor) -> Tensor:

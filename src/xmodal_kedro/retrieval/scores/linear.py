@@ -21,8 +21,9 @@ from xmodal_kedro.retrieval.scores.precision import (
     largest,
     length_bound,
     longest,
-    sums_in_fp32,
 )
+from xmodal_kedro.retrieval.scores.product import rounded_product
+from xmodal_kedro.retrieval.scores.recent import Recent
 from xmodal_kedro.retrieval.scores.source import FP32_ROUNDING, ScoreSource, Tile, Transposed
 
 
@@ -42,7 +43,11 @@ class LinearForm:
 
     terms: list[Term]
     offset: Tensor
-    _last: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _scaled: Recent[tuple[Tensor, Tensor, Tensor]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Nothing is scaled yet."""
+        object.__setattr__(self, "_scaled", Recent(self.offset.device))
 
     def scaled(self, scale: Tensor | float, shift: Tensor | float = 0.0) -> LinearForm:
         """(score - shift) * scale of each row."""
@@ -63,37 +68,26 @@ class LinearForm:
 
     def _coarse(self, queries: slice, gallery: slice, size: Tensor) -> Tile:
         """Errors as in `EmbeddingScores.tile`, term by term."""
-        left, lengths, lost = self._left(queries)
-        right = left.new_empty(gallery.stop - gallery.start, left.shape[1])
+        left, lengths, lost = self._scaled.get(queries, self._left)
         noise = torch.zeros_like(size)
-        start = 0
         for number, (one, scale) in enumerate(self.terms):
-            right[:, start : (start := start + one.gallery.shape[1])] = one.gallery[gallery]
             g, dg = longest(one._lengths[1][gallery]), longest(one._lost[1][gallery])
             q, dq = lengths[:, number], lost[:, number]
             noise += dq * g + (q + dq) * dg + scale[queries] * one._underflow + one._underflow
-        with sums_in_fp32(left.device):
-            scores = (left @ right.T).float()
+        scores = rounded_product(left, [one.gallery[gallery] for one, _ in self.terms])
         sums = 8 * (left.shape[1] + 6) * FP32_ROUNDING * size
         noise += BF16_ROUNDING * largest(scores) + sums + (len(self.terms) + 4) * FP32_ROUNDING * size
         return Tile(scores.add_(self.offset[queries, None].float()), _up(noise))
 
     def _left(self, queries: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled queries [B, D] in bf16, and lengths [B, terms] of their parts and of what rounding took from them.
-
-        The last block is kept: whoever ranks goes through the gallery with the same queries.
-        """
-        key = (queries.start, queries.stop)
-        if key not in self._last:
-            parts, lengths, lost = [], [], []
-            for one, scale in self.terms:
-                exact = one.queries[queries] * scale[queries, None].float()
-                parts.append(exact.bfloat16())
-                lengths.append(length_bound(exact) * (1 + 4 * FP32_ROUNDING))
-                lost.append(length_bound(exact.sub_(parts[-1])) + 4 * FP32_ROUNDING * lengths[-1])
-            self._last.clear()
-            self._last[key] = torch.cat(parts, 1), torch.stack(lengths, 1), torch.stack(lost, 1)
-        return self._last[key]
+        """Scaled queries [B, D] in bf16, and lengths [B, terms] of their parts and of what rounding took from them."""
+        parts, lengths, lost = [], [], []
+        for one, scale in self.terms:
+            exact = one.queries[queries] * scale[queries, None].float()
+            parts.append(exact.bfloat16())
+            lengths.append(length_bound(exact) * (1 + 4 * FP32_ROUNDING))
+            lost.append(length_bound(exact.sub_(parts[-1])) + 4 * FP32_ROUNDING * lengths[-1])
+        return torch.cat(parts, 1), torch.stack(lengths, 1), torch.stack(lost, 1)
 
 
 @runtime_checkable

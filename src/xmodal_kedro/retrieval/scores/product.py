@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from xmodal_kedro.retrieval.scores.precision import sums_in_fp32
+
+STRIP = 512  # vectors that are rounded and multiplied at once
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
@@ -18,6 +24,42 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     if left.device.type == "cpu" and left.dtype == torch.float32 and left.numel() and right.numel() and _one_dnn():
         return torch.ops.mkldnn._linear_pointwise(left.contiguous(), right.contiguous(), None, "none", [], "")
     return left @ right.T
+
+
+def rounded_product(left: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """left [B, D] bf16 times the parts [G, D1], [G, D2] ... fp32, side by side, rounded to bf16, transposed.
+
+    Returns:
+        [B, G] fp32; each was rounded to bf16. On CPUs a strip of vectors at a time is rounded, multiplied and put in
+        its place before it leaves the cache.
+    """
+    count, dims = len(parts[0]), left.shape[1]
+    width = min(count, STRIP) if left.device.type == "cpu" else count
+    narrow, room = _room(left, width, dims), _room(left, len(left) * width)  # the same memory for every strip
+    found = _room(left, len(left), count, dtype=torch.float32)
+    for start in range(0, count, max(1, width)):
+        size = min(width, count - start)
+        column = 0
+        for part in parts:
+            narrow[:size, column : column + part.shape[1]] = part[start : start + size]
+            column += part.shape[1]
+        block = room[: len(left) * size].view(len(left), size)
+        with sums_in_fp32(left.device):
+            torch.mm(left, narrow[:size].T, out=block)
+        found[:, start : start + size] = block
+    return found
+
+
+def _room(like: Tensor, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Memory where `like` is.
+
+    On CPUs by numpy: what torch allocates is aligned, and does not fit where the same was freed before. In a thread,
+    glibc would go on to new memory tile after tile.
+    """
+    if like.device.type != "cpu":
+        return like.new_empty(shape, dtype=dtype)
+    numbers = np.empty(shape, dtype=np.int16 if dtype == torch.bfloat16 else np.int32)  # of the same size
+    return torch.from_numpy(numbers).view(dtype)
 
 
 @cache
@@ -37,12 +79,18 @@ def chosen_products(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) 
         return None
     if len(rows) == 0 or left.shape[1] == 0:
         return left.new_zeros(len(rows))
-    if bool((rows[1:] >= rows[:-1]).all()):
+    if _ascend(rows):
         return _sampled(left, right, rows, columns)
+    if _ascend(columns):
+        return _sampled(right, left, columns, rows)
     order = rows.argsort(stable=True)
     found = left.new_empty(len(rows))
     found[order] = _sampled(left, right, rows[order], columns[order])
     return found
+
+
+def _ascend(numbers: Tensor) -> bool:
+    return bool((numbers[1:] >= numbers[:-1]).all())
 
 
 def _sampled(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
