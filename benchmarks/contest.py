@@ -252,14 +252,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, cases: list[dict[str, Any]], *, quick: bool = False, load: float | None = None) -> bool:
+def write(name: str, cases: list[dict[str, Any]], *, quick: bool = False, load: float = 0.0) -> bool:
     """Print a contest's cases and write them to `benchmarks/results/<name>.json`; true if every goal was met.
 
     Args:
         name: Of the contest.
         cases: What it found.
         quick: Whether sizes were small.
-        load: What else the machine was doing when it began: processes that wanted to run, over the last minute.
+        load: What else the machine was doing when it began: cores that were busy, over two seconds.
     """
     passed = all(case["passed"] for case in cases)
     RESULTS.mkdir(exist_ok=True)
