@@ -1,5 +1,7 @@
 """Ranks and top tables equal the loops over the definition, whatever the tiles, ties, duplicates and sizes."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -137,9 +139,75 @@ def test_all_scores_equal():
     assert by_query(kind) == [[1, 2], [1], [1], [1], [1], [1]]
 
 
-def test_ties_are_one_of_two_words():
-    with pytest.raises(ValueError, match="ties is 'optimist'; it must be one of pessimistic, optimistic"):
-        rank(MatrixScores(np.zeros((2, 3))), sparse.csr_array(np.eye(2, 3)), 1, ties="optimist")
+BAD_TILES = [(-1, 5), (0, 5), (5, 0), (2.5, 1), (3,), (1, 2, 3), 5, "12", ()]
+
+
+@pytest.mark.parametrize("ranks", [rank, rank_both])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"ties": "optimist"}, "ties is 'optimist'; it must be one of pessimistic, optimistic"),
+        *(({"k": k}, f"k is {k!r}; it must be a whole number, 0 or more") for k in (2.5, -1, "3", None)),
+        *(({"tile": tile}, f"tile is {tile!r}; it must be two whole numbers, 1 or more") for tile in BAD_TILES),
+    ],
+)
+def test_arguments_are_refused_with_what_is_allowed(ranks, given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ranks(MatrixScores(np.zeros((2, 3))), sparse.csr_array(np.eye(2, 3)), **given)
+
+
+def test_whole_numbers_may_be_numpys():
+    scores = MatrixScores(np.arange(6.0).reshape(2, 3))
+    found = rank(scores, None, np.int64(2), tile=[np.int32(1), np.int64(2)])
+    assert found.top_rows.tolist() == [[2, 1], [2, 1]]
+
+
+class Vague(MatrixScores):
+    """A source that does not know some of its tiles' scores, and says so by an infinite bound on their error."""
+
+    def __init__(self, matrix: np.ndarray, where: str) -> None:
+        super().__init__(matrix)
+        self.where = where
+
+    def tile(self, queries, gallery, *, coarse=False):
+        scores, noise = super().tile(queries, gallery, coarse=coarse)
+        rows, columns = torch.arange(queries.start, queries.stop), torch.arange(gallery.start, gallery.stop)
+        if self.where == "rows":
+            noise = torch.where(rows[:, None] % 3 == 0, torch.inf, 0.0)
+        elif self.where == "places":
+            noise = torch.where((rows[:, None] * 7 + columns) % 5 == 0, torch.inf, 0.0)
+        elif self.where == "everywhere" or coarse:
+            noise = noise + torch.inf
+        elif self.where == "huge":
+            noise = noise + 3e38
+        return Tile(torch.where(noise > 0, torch.randn(scores.shape), scores), noise)
+
+
+@pytest.mark.parametrize("ties", ["pessimistic", "optimistic"])
+@pytest.mark.parametrize("where", ["everywhere", "rows", "places", "coarse tiles", "huge"])
+@pytest.mark.parametrize(("m", "k"), [(5, 3), (90, 3), (90, 90)])
+def test_scores_whose_error_has_no_bound_are_decided_exactly(where, m, k, ties):
+    rng = np.random.default_rng(m)
+    matrix = rng.integers(-20, 20, size=(23, m)) / 8
+    relevance = sparse.csr_array(rng.random((23, m)) < 0.2)
+    for tile in ((512, 1536), (7, 40)):
+        found = rank_both(Vague(matrix, where), relevance, k, ties=ties, tile=tile)
+        for one, expected in zip(found, rank_both(MatrixScores(matrix), relevance, k, ties=ties), strict=True):
+            assert np.array_equal(one.top_rows, expected.top_rows)
+            assert np.array_equal(one.top_scores, expected.top_scores)
+            assert np.array_equal(one.relevant_ranks, expected.relevant_ranks)
+        blind = rank(Vague(matrix, where), None, k, tile=tile)
+        assert np.array_equal(blind.top_rows, rank(MatrixScores(matrix), None, k).top_rows)
+
+
+def test_an_error_that_is_bounded_by_nothing_at_all_is_refused():
+    class Broken(MatrixScores):
+        def tile(self, queries, gallery, *, coarse=False):
+            scores, noise = super().tile(queries, gallery, coarse=coarse)
+            return Tile(scores, noise + torch.nan)
+
+    with pytest.raises(ValueError, match="query rows 0 to 3 and gallery rows 0 to 2 is bounded by NaN"):
+        rank(Broken(np.zeros((6, 3))), None, 2, tile=(4, 4))
 
 
 def test_more_ties_at_place_k_than_spare_candidates():
@@ -192,8 +260,6 @@ def test_shapes_that_do_not_fit_are_refused():
     scores = MatrixScores(np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"relevance has shape \(3, 2\)"):
         rank(scores, sparse.csr_array((3, 2)), 2)
-    with pytest.raises(ValueError, match="must not be negative"):
-        rank(scores, None, -1)
     with pytest.raises(ValueError, match="same member"):
         EmbeddingScores(np.zeros((2, 3)), np.zeros((2, 4)))
 

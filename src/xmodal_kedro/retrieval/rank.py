@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from threading import Lock
 from typing import Literal, NamedTuple, get_args
 
@@ -32,6 +33,7 @@ CROWDED = 16  # a fine tile costs less than a second look at this part of its ro
 APART = 4  # places in the gallery at which blocks of queries start
 LONGEST_PAUSE = 64  # tiles after which coarse ones are tried again, however often they failed
 BLOCK = 32  # columns whose maximum stands for them in the search for the best of a tile
+BOUNDLESS = torch.finfo(torch.float32).max / 4  # an error that says nothing of a score, and can be added to one
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +75,10 @@ def rank(
         tile: Rows and columns of a block; by default what suits the device. It changes speed and memory only.
 
     Raises:
-        ValueError: Shapes disagree, or a score is not finite (its query row and gallery row are named).
+        ValueError: `k`, `ties` or `tile` is none of what is allowed; shapes disagree; a score is not finite (its query
+            row and gallery row are named), or the bound on its error is not a number.
     """
+    _check(k, ties, tile)
     forward = _Direction(scores, _truth(scores, relevance), k, ties)
     _stream(scores, [forward], tile)
     return forward.ranking()
@@ -93,6 +97,7 @@ def rank_both(
     Returns:
         The ranking of `scores`, and the ranking of its transpose. Arguments and errors as in `rank`.
     """
+    _check(k, ties, tile)
     forward = _Direction(scores, _truth(scores, relevance), k, ties)
     backward = _Direction(Transposed(scores), None if forward.truth is None else forward.truth.turned(), k, ties)
     _stream(scores, [forward, backward], tile)
@@ -115,6 +120,17 @@ def ranking_table(query_ids: Sequence[str], gallery_ids: Sequence[str], ranking:
             "score": ranking.top_scores.ravel(),
         }
     ).astype({"query_id": "str", "gallery_id": "str"})
+
+
+def _check(k: int, ties: Ties, tile: tuple[int, int] | None) -> None:
+    """ValueError where an argument is none of what is allowed."""
+    if not isinstance(k, Integral) or k < 0:
+        raise ValueError(f"k is {k!r}; it must be a whole number, 0 or more.")
+    if ties not in get_args(Ties):
+        raise ValueError(f"ties is '{ties}'; it must be one of {', '.join(get_args(Ties))}.")
+    sides = tile if isinstance(tile, Sequence) else (tile,)
+    if tile is not None and not (len(sides) == 2 and all(isinstance(side, Integral) and side > 0 for side in sides)):
+        raise ValueError(f"tile is {tile!r}; it must be two whole numbers, 1 or more: rows and columns. Or None.")
 
 
 def _stream(scores: ScoreSource, directions: Sequence[_Direction], shape: tuple[int, int] | None) -> None:
@@ -170,7 +186,7 @@ def _look(
     coarse: bool,
 ) -> bool:
     """Show a tile to the directions; false, and nothing has happened, where a coarse one leaves too much in doubt."""
-    tile = _finite(scores.tile(queries, gallery, coarse=coarse), queries, gallery)
+    tile = _bounded(_finite(scores.tile(queries, gallery, coarse=coarse), queries, gallery), queries, gallery)
     with lock:
         return _take_in(tile, directions, queries, gallery, coarse=coarse)
 
@@ -209,10 +225,6 @@ class _Direction:
     """What one direction keeps while tiles stream by: counts per relevant item, and the best candidates per query."""
 
     def __init__(self, scores: ScoreSource, truth: _Truth | None, k: int, ties: Ties) -> None:
-        if k < 0:
-            raise ValueError(f"k must not be negative; it is {k}.")
-        if ties not in get_args(Ties):
-            raise ValueError(f"ties is '{ties}'; it must be one of {', '.join(get_args(Ties))}.")
         n, m = scores.shape
         self.scores, self.truth, self.ties = scores, truth, ties
         self.k = min(k, m)
@@ -408,6 +420,18 @@ def _finite(tile: Tile, queries: slice, gallery: slice) -> Tile:
             "finite number."
         )
     return tile
+
+
+def _bounded(tile: Tile, queries: slice, gallery: slice) -> Tile:
+    """The tile, with a finite number in the place of infinite bounds on its error: exact scores decide there."""
+    if bool(tile.noise.amax() < BOUNDLESS):
+        return tile
+    if bool(tile.noise.isnan().any()):
+        raise ValueError(
+            f"the error of the scores of query rows {queries.start} to {queries.stop - 1} and gallery rows "
+            f"{gallery.start} to {gallery.stop - 1} is bounded by NaN: a score source must give a number, or infinity."
+        )
+    return Tile(tile.scores, tile.noise.clamp(max=BOUNDLESS))
 
 
 def _best(tile: Tile, k: int) -> tuple[Tensor, Tensor, Tensor]:
