@@ -71,6 +71,39 @@ def test_separable_and_constant_evidence_stay_finite() -> None:
         fit(np.empty((0, 1)), np.empty(0, bool))
 
 
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+@pytest.mark.parametrize("right", ["all", "none", "one", "half"])
+@pytest.mark.parametrize("level", [0.0, 0.1, -0.7, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 77])
+def test_the_same_score_everywhere_says_how_many_are_right(kind: type, right: str, level: float, count: int) -> None:
+    truth = np.arange(count) < {"all": count, "none": 0, "one": 1, "half": count // 2}[right]
+    hits = int(truth.sum())
+    targets = [(hits + 1) / (hits + 2)] * hits + [1 / (count - hits + 2)] * (count - hits)
+    ours = fit(np.full((count, 2), level, kind), truth)
+    assert ours.weights == (0.0, 0.0)
+    np.testing.assert_allclose(ours.probability(np.full((1, 2), level)), np.mean(targets), rtol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 3), st.sampled_from([1e-12, 1e-8, 1e-3, 1.0, 1e30]))
+def test_no_evidence_makes_a_map_that_is_no_number(seed: int, count: int, members: int, size: float) -> None:
+    rng = np.random.default_rng(seed)
+    evidence = 0.3 + size * rng.integers(-2, 3, (count, members))
+    right = evidence[:, 0] > rng.choice([-np.inf, 0.3, np.inf])  # all, those that score higher, or none
+    ours = fit(evidence, right)
+    assert np.isfinite([*ours.weights, ours.bias]).all()
+    said = ours.probability(evidence)
+    assert ((said > 0) & (said < 1)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_evidence_that_is_no_number_is_named(bad: float) -> None:
+    evidence = np.full((4, 2), 0.5)
+    evidence[2, 1] = bad
+    with pytest.raises(ValueError, match=r"evidence of first place 2 is .* must be finite"):
+        fit(evidence, np.ones(4, bool))
+
+
 @pytest.mark.parametrize(("hits", "total"), [(0, 5), (1, 1), (3, 7), (29, 29), (58, 60), (10, 100)])
 def test_bounds_are_those_of_clopper_and_pearson(hits: int, total: int) -> None:
     ours = lower_bound(np.array(hits), np.array(total), np.array(total), 0.95)
@@ -110,11 +143,37 @@ def test_a_threshold_that_is_never_reached_is_said_plainly() -> None:
     rare = drawn(200, 3, bias=-14.0)
     entry = calibrate(rare, drawn(100, 4, bias=-14.0), ["vit"], 0.9)
     assert entry["threshold"] is None
-    assert entry["note"] == "no threshold: at none are 90% of dev's first places right with 95% confidence"
+    assert entry["note"].startswith("no threshold: dev never reaches a precision of 90 % with 95 % confidence")
     assert "precision" not in entry["val"]
     assert "accuracy" in entry["val"]
     json.dumps(entry)
     assert choose_threshold(np.empty(0), np.empty(0, bool), np.empty(0, int), 0.9) is None
+
+
+def test_a_precision_that_val_does_not_reach_is_said_plainly() -> None:
+    dev = drawn(800, 3)
+    for precision, share in ((0.9, "90 %"), (0.995, "99.5 %")):
+        assert share in calibrate(drawn(20, 3), None, ["vit"], precision)["note"]
+    assert "note" not in calibrate(dev, None, ["vit"], 0.8)
+    easier = drawn(800, 4, bias=-2.0)
+    assert "note" not in calibrate(dev, easier, ["vit"], 0.8)
+    harder = calibrate(dev, drawn(800, 4, bias=-6.0), ["vit"], 0.8)
+    low, high = 100 * harder["val"]["precision_low"], 100 * harder["val"]["precision_high"]
+    assert harder["note"] == (
+        "val does not reach a precision of 80 %: of its first places that the threshold of dev lets through "
+        f"{100 * harder['val']['precision']:.1f} % are right (95 % interval {low:.1f} to {high:.1f})"
+    )
+    assert harder["threshold"] is not None
+    nobody = easier._replace(evidence=easier.evidence * 0.1)
+    assert calibrate(dev, nobody, ["vit"], 0.8)["note"].endswith("lets none of its first places through")
+
+
+def test_the_cosine_of_a_threshold_is_one_of_dev_even_where_probabilities_are_rounded_to_1() -> None:
+    evidence = np.repeat([0.200, 0.201, 0.3], [300, 300, 40])[:, None]
+    right = (evidence[:, 0] > 0.2005) & ((evidence[:, 0] > 0.25) | (np.arange(640) % 2 == 0))
+    entry = calibrate(FirstPlaces(evidence, right, np.arange(640), evidence - 0.1), None, ["vit"], 0.9)
+    assert entry["threshold"]["probability"] == 1.0  # its logit is infinite
+    assert entry["threshold"]["cosine"] == 0.3
 
 
 def test_the_promise_holds_on_val_and_the_cosine_is_the_same_threshold() -> None:

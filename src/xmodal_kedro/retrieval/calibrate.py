@@ -79,15 +79,21 @@ class Calibration:
 def fit(evidence: np.ndarray, right: np.ndarray) -> Calibration:
     """Maximum likelihood of Platt's targets, (n+ + 1) / (n+ + 2) for right and 1 / (n- + 2) for wrong.
 
+    Where dev tells nothing apart (all right, all wrong, the same evidence everywhere), all get the same probability.
+
     Args:
         evidence: [n, F], finite.
         right: [n] bool.
 
     Raises:
-        ValueError: There are no queries.
+        ValueError: There are no queries, or the evidence of one is not finite.
     """
     if len(right) == 0:
         raise ValueError("there are no first places to calibrate on.")
+    evidence = np.asarray(evidence, np.float64)
+    if not (finite := np.isfinite(evidence).all(axis=1)).all():
+        row = int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"the evidence of first place {row} is {evidence[row].tolist()}: it must be finite numbers.")
     hits = int(right.sum())
     targets = np.where(right, (hits + 1) / (hits + 2), 1 / (len(right) - hits + 2))
     centre, spread = evidence.mean(axis=0), evidence.std(axis=0)
@@ -223,9 +229,9 @@ def calibrate(
     """Fit on dev, choose the threshold there, and judge both; the reliability table is of val, where there is one.
 
     Returns:
-        `weights` per member, `bias`, `asked` (the precision), `threshold` (none where dev never reaches it, then
-        `note` says so; `cosine` is the same threshold as a score, where there is one member), `dev`, `val` (see
-        `judged`), and `reliability`.
+        `weights` per member, `bias`, `asked` (the precision), `threshold` (none where dev never reaches it; `cosine`
+        is the same threshold as a score, where there is one member), `dev`, `val` (see `judged`), `reliability`, and
+        `note` where the precision is not reached: on dev by any threshold, or on val by the one of dev.
     """
     found = fit(dev.evidence, dev.right)
     said = found.probability(dev.evidence)
@@ -237,15 +243,33 @@ def calibrate(
         "threshold": None if threshold is None else threshold._asdict(),
         "dev": judged(found, threshold, dev),
     }
-    if threshold is None:
-        entry["note"] = (
-            f"no threshold: at none are {precision:.0%} of dev's first places right with {CONFIDENCE:.0%} confidence"
-        )
-    elif len(members) == 1 and found.weights[0] > 0:
-        cosine = (special.logit(threshold.probability) - found.bias) / found.weights[0]
-        entry["threshold"]["cosine"] = float(cosine)
+    if threshold is not None and len(members) == 1 and found.weights[0] > 0:
+        entry["threshold"]["cosine"] = float(dev.evidence[said >= threshold.probability, 0].min())
     judge = dev if val is None else val
     if val is not None:
         entry["val"] = judged(found, threshold, val)
     entry["reliability"] = reliability(found.probability(judge.evidence), judge)
+    if note := _note(threshold, entry.get("val"), precision):
+        entry["note"] = note
     return entry
+
+
+def _note(threshold: Threshold | None, val: dict[str, float] | None, precision: float) -> str | None:
+    """Where the precision is not reached, in plain words; none where it is."""
+    asked = f"{100 * precision:g} %"
+    if threshold is None:
+        return (
+            f"no threshold: dev never reaches a precision of {asked} with {100 * CONFIDENCE:g} % confidence, however "
+            "few first places are let through"
+        )
+    if val is None:
+        return None
+    if val["accepted"] == 0:
+        return f"val does not show a precision of {asked}: the threshold of dev lets none of its first places through"
+    if val["precision"] < precision:
+        low, high = 100 * val["precision_low"], 100 * val["precision_high"]
+        return (
+            f"val does not reach a precision of {asked}: of its first places that the threshold of dev lets through "
+            f"{100 * val['precision']:.1f} % are right (95 % interval {low:.1f} to {high:.1f})"
+        )
+    return None

@@ -101,7 +101,9 @@ def calibrate_ensemble(
         log.warning("There is no dev pair to calibrate on: rankings will have no probabilities")
     for direction, groups in calibration["calibrated"].get("ensemble", {}).items():
         for group, entry in groups.items():
-            log.info("Calibrated %s of %s: %s", direction, group, entry.get("note") or entry["threshold"])
+            log.info("Calibrated %s of %s: %s", direction, group, entry["threshold"] or "no threshold")
+            if "note" in entry:
+                log.warning("Calibration of %s of %s: %s", direction, group, entry["note"])
     return calibration, reliability_figure(calibration)
 
 
