@@ -38,6 +38,19 @@ def test_equals_the_formula(name, seed, n, m, temperature):
     assert (np.argsort(found, axis=1, kind="stable") == np.argsort(scores, axis=1, kind="stable")).all()
 
 
+def test_minmax_leaves_the_unit_interval_by_rounding_alone_where_clamping_would_tie():
+    rng = np.random.default_rng(4)
+    centre = unit(rng, 1, 64)
+    queries, gallery = (centre + spread * unit(rng, n, 64) for n, spread in ((12, 0.1), (200, 1e-5)))
+    source = EmbeddingScores(queries, gallery)
+    exact = values(source)
+    found = values(normalised(source, "minmax"))
+    slack = 2 * source.noise / np.ptp(exact, axis=1, keepdims=True)
+    assert ((found >= -slack) & (found <= 1 + slack)).all()
+    assert ((found < 0) | (found > 1)).any()
+    assert np.array_equal(found.argsort(axis=1), exact.argsort(axis=1))
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_streams_over_uneven_tiles(name, monkeypatch):
     rng = np.random.default_rng(0)

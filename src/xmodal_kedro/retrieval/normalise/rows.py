@@ -40,7 +40,11 @@ def zscore(source: ScoreSource, setting: Setting) -> ScoreSource:
 
 @normalisation("minmax")
 def minmax(source: ScoreSource, setting: Setting) -> ScoreSource:
-    """Lowest score 0, highest 1; a constant row becomes 0."""
+    """Lowest score 0, highest 1; a constant row becomes 0.
+
+    Both ends are found in fp32, so that an exact value may leave the interval by a rounding of the scores over their
+    spread. It stays there: values cut to 0 and 1 would tie where scores do not.
+    """
     of = extremes(source)
     return Rescaled(source, _inverse(of.high - of.low, torch.maximum(of.high.abs(), of.low.abs())), of.low)
 
