@@ -1,0 +1,1 @@
+"""Caption generation: decoding, and metrics of captions."""
