@@ -23,6 +23,15 @@ def test_momentum_goes_alone(change: dict[str, Any]) -> None:
     assert LossConfig(momentum=MomentumConfig()).momentum is not None
 
 
+@pytest.mark.parametrize(
+    "change", [{"label_smoothing": 0.1}, {"truncation": 0.05}, {"directions": "sum"}, {"momentum": MomentumConfig()}]
+)
+def test_soft_targets_go_alone(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="'soft_target' goes with none of label_smoothing"):
+        LossConfig(kind="soft_target", **change)
+    assert LossConfig(kind="soft_target").kind == "soft_target"
+
+
 def test_relative_weights_start_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models" / "clip").mkdir(parents=True)
     (tmp_path / "models" / "clip.bin").touch()

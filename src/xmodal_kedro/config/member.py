@@ -136,8 +136,12 @@ class MomentumConfig(Frozen):
 
 
 class LossConfig(Frozen):
-    """The contrastive loss."""
+    """The contrastive loss, or the published one of the captioning system."""
 
+    kind: Literal["contrastive", "soft_target"] = Field(
+        "contrastive",
+        description="soft_target takes none of the other settings, and may end in collapse: see losses/soft_target.py",
+    )
     multi_positive: Literal["none", "text", "relevance_key"] = Field(
         "relevance_key", description="which rows of a batch are positives of each other besides the diagonal"
     )
@@ -154,6 +158,16 @@ class LossConfig(Frozen):
             raise ValueError(
                 "momentum goes with none of label_smoothing, truncation and directions 'sum': the moving average makes "
                 "the targets. Set them to 0, 0 and mean, or momentum to null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _soft_targets_go_alone(self) -> "LossConfig":
+        others = self.momentum is not None or self.label_smoothing or self.truncation or self.directions != "mean"
+        if self.kind == "soft_target" and others:
+            raise ValueError(
+                "kind 'soft_target' goes with none of label_smoothing, truncation, directions 'sum' and momentum: "
+                "leave them out, or set kind to contrastive"
             )
         return self
 

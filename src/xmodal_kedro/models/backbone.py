@@ -26,6 +26,7 @@ from xmodal_kedro.config.member import AugmentConfig, LossConfig, TrainConfig
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.losses.contrastive import contrastive_loss
 from xmodal_kedro.losses.gather import gathered
+from xmodal_kedro.losses.soft_target import soft_target_loss
 from xmodal_kedro.models.lora import merged_state
 from xmodal_kedro.models.published import PublishedWeightsError
 from xmodal_kedro.models.transform import ImageTransform
@@ -200,6 +201,11 @@ class Backbone(nn.Module, ABC):
                 f"train.micro_batch is for backbones whose loss needs nothing but features, and '{cls.name}' also "
                 "matches images with texts: set it to null; backbone.grad_checkpointing saves memory too"
             )
+        if config.loss.kind == "soft_target" and (config.micro_batch is not None or not cls.dual):
+            return (
+                "train.loss.kind 'soft_target' is for backbones whose loss needs nothing but features, without "
+                "train.micro_batch: set kind to contrastive, or micro_batch to null and take another backbone than blip"
+            )
         return None
 
     @classmethod
@@ -279,6 +285,9 @@ class Backbone(nn.Module, ABC):
 
     def training_step(self, batch: Batch, state: TrainState) -> dict[str, Tensor]:
         """Losses of a batch: `loss` is what is minimised, further entries are reported beside it."""
+        if state.loss.kind == "soft_target":
+            image, text = self.encode_image(batch.pixels).float(), self.encode_text(batch.tokens).float()
+            return {"loss": soft_target_loss(gathered(image, grad=True), gathered(text, grad=True))}
         return self.feature_losses(*self.features(batch), batch.keys, state)
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
