@@ -128,6 +128,15 @@ def test_a_beam_finds_what_greedy_misses_and_normalises_by_length() -> None:
     assert text(method="beam", beams=2, length_penalty=1.0) == "bcd"  # 0.2 over four tokens, not over two
 
 
+def test_of_equal_captions_under_way_the_lowest_ids_win_though_others_were_ahead() -> None:
+    def logits(image: int, ids: tuple[int, ...]) -> list[float]:
+        after = {(): {2: 1, 3: 2, 4: 1}, (2,): {3: 1, 4: 2, 5: 1}}.get(ids, dict.fromkeys((2, 3, 4, 5), 1))
+        return [math.log(after[token]) if token in after else -math.inf for token in range(6)]
+
+    config = DecodingConfig(method="beam", beams=2, max_steps=2)
+    assert decode(TableCaptioner(logits), IMAGES[:1], config)[0].text == "ac"  # 1/4 * 1/2, as "ba": 1/2 * 1/4
+
+
 @pytest.mark.parametrize("config", EVERY_METHOD, ids=str)
 def test_a_caption_may_end_at_once(config: DecodingConfig) -> None:
     def logits(image: int, ids: tuple[int, ...]) -> list[float]:
