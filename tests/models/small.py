@@ -100,6 +100,14 @@ SMALL = {
             },
         },
     ),
+    "res2net_gpt": BackboneConfig(
+        name="res2net_gpt",
+        architecture={
+            "image": "test_resnet",
+            "image_size": SIZE,
+            "text_config": {"layers": 2, "heads": 2, "width": 16, "block_size": 40},
+        },
+    ),
 }
 
 

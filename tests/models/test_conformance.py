@@ -14,6 +14,7 @@ from xmodal_kedro.config.member import AugmentConfig, LossConfig
 from xmodal_kedro.models import registered
 from xmodal_kedro.models.backbone import Backbone, Batch, Tokens, TrainState, trimmed
 
+IDLE = {"res2net_gpt": 4}  # parameters that captioning alone uses, frozen here: final norm and layer to the vocabulary
 STATE = TrainState(step=0, steps=1, steps_per_epoch=1, loss=LossConfig())
 
 
@@ -125,7 +126,9 @@ def test_layer_groups_are_exactly_the_parameters_that_a_tower_uses(fresh: Backbo
         assert all(groups)
         assert len(members) == len(set(members))
         assert set(members) == used[tower]
-    assert {id(p) for p in fresh.parameters()} == used["image"] | used["text"] | {id(fresh.logit_scale)}
+    idle = {id(p) for p in fresh.parameters()} - used["image"] - used["text"] - {id(fresh.logit_scale)}
+    assert len(idle) == IDLE.get(fresh.name, 0)
+    assert not any(p.requires_grad for p in fresh.parameters() if id(p) in idle)
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
@@ -169,7 +172,7 @@ def test_a_training_step_teaches_both_towers_and_the_temperature(fresh: Backbone
     losses["loss"].backward()
     assert all((p.grad is not None) == p.requires_grad for p in fresh.parameters())
     assert fresh.logit_scale.requires_grad == (fresh.name != "resnet_roberta")  # whose temperature is fixed
-    assert sum(not p.requires_grad for p in fresh.parameters()) <= 1
+    assert sum(not p.requires_grad for p in fresh.parameters()) <= IDLE.get(fresh.name, 1)
 
 
 def test_images_are_resized_and_normalised_for_the_model(backbone: Backbone) -> None:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter"  # folder in a checkpoint
 PROJECTIONS = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "q", "k", "v")  # names of BERT, CLIP and T5
-FUSED = {"qkv": "weight", "attn": "in_proj_weight"}  # names of modules with one matrix for all three, and the matrix's
+# Names of modules with one matrix for all three, and the matrix's.
+FUSED = {"qkv": "weight", "queries_keys_values": "weight", "attn": "in_proj_weight"}
 OTHERS = ("crossattention", "attn_pool", "attnpool", "attn_pool_contrastive")  # attention, but not of tokens to tokens
 
 

@@ -1,0 +1,377 @@
+"""An image model of timm and a GPT over characters: features by hand, weights of the parts, files, and clear errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tests.models.small import SIZE, SMALL, TEXTS, small_backbone
+from xmodal_kedro.config.member import BackboneConfig, LoraConfig, LossConfig, TrainConfig
+from xmodal_kedro.data.manifest import BrokenArtifactError
+from xmodal_kedro.models import build
+from xmodal_kedro.models.backbone import ArchitectureError, Batch, TrainState
+from xmodal_kedro.models.characters import SEP, Characters
+from xmodal_kedro.models.gpt import GPT, GPTSizes
+from xmodal_kedro.models.lora import LoraError, add_lora
+from xmodal_kedro.models.published import PublishedWeightsError
+from xmodal_kedro.models.res2net_gpt import Projection, Res2NetGPT
+from xmodal_kedro.models.weights import MissingWeightsError
+
+SIZES: dict[str, Any] = SMALL["res2net_gpt"].architecture or {}
+
+
+def changed(**architecture: Any) -> BackboneConfig:
+    return BackboneConfig(name="res2net_gpt", architecture={**SIZES, **architecture})
+
+
+def small() -> Any:
+    return small_backbone("res2net_gpt")
+
+
+def load(directory: Path) -> Any:
+    return build(BackboneConfig(name="res2net_gpt", weights=str(directory))).eval()
+
+
+def pixels(count: int = 3) -> Tensor:
+    return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def state_of(**loss: Any) -> TrainState:
+    return TrainState(step=0, steps=1, steps_per_epoch=1, loss=LossConfig(**loss))
+
+
+def same(left: nn.Module, right: nn.Module) -> bool:
+    others = right.state_dict()
+    return all(torch.equal(tensor, others[name]) for name, tensor in left.state_dict().items())
+
+
+# --- features
+
+
+def test_a_projection_is_the_published_formula() -> None:
+    torch.manual_seed(0)
+    head = Projection(5, 4, dropout=0.5).eval()
+    nn.init.normal_(head.norm.weight)
+    nn.init.normal_(head.norm.bias)
+    state, x = head.state_dict(), torch.randn(3, 5)
+    p = x @ state["linear.weight"].T + state["linear.bias"]
+    gelu = p * (1 + torch.erf(p / math.sqrt(2))) / 2
+    summed = p + gelu @ state["second.weight"].T + state["second.bias"]
+    mean, variance = summed.mean(1, keepdim=True), summed.var(1, correction=0, keepdim=True)
+    expected = (summed - mean) / (variance + 1e-5).sqrt() * state["norm.weight"] + state["norm.bias"]
+    torch.testing.assert_close(head(x), expected)
+
+
+def test_dropout_falls_on_the_second_layer_alone() -> None:
+    torch.manual_seed(0)
+    head = Projection(5, 400, dropout=0.5)
+    head.norm = nn.Identity()  # type: ignore[assignment]
+    x = torch.randn(1, 5)
+    with torch.no_grad():
+        rest = head(x) - head.linear(x)
+        whole = head.second(nn.functional.gelu(head.linear(x)))
+    kept = rest.abs() > 1e-6
+    assert 100 < kept.sum() < 300
+    torch.testing.assert_close(rest[kept], 2 * whole[kept], atol=1e-5, rtol=1e-4)
+
+
+def test_the_image_feature_is_what_timm_pools() -> None:
+    backbone = small()
+    reference = timm.create_model("test_resnet", num_classes=0).eval()
+    reference.load_state_dict(backbone.model.image.trunk.state_dict())
+    with torch.no_grad():
+        pooled = reference.forward_features(pixels()).mean((2, 3))
+        expected = backbone.model.image.projection(pooled)
+        torch.testing.assert_close(backbone.encode_image(pixels()), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_text_feature_is_the_state_at_sep_before_the_final_norm() -> None:
+    backbone = small()
+    gpt = backbone.model.text
+    tokens = backbone.tokenize(TEXTS)
+    together = backbone.encode_text(tokens)
+    for text, feature in zip(TEXTS, together, strict=True):
+        ids = backbone.tokenize([text])["input_ids"]
+        assert ids[0, -1] == SEP
+        last = gpt(gpt.embed(ids))[:, -1]
+        torch.testing.assert_close(backbone.model.text_projection(last)[0], feature, atol=1e-5, rtol=1e-5)
+    gpt.norm.weight.fill_(7.0)
+    assert torch.equal(backbone.encode_text(tokens), together)
+    longer = backbone.encode_text(backbone.tokenize(["A red car!"]))
+    assert not torch.allclose(longer, backbone.encode_text(backbone.tokenize(["A red car."])), atol=1e-3)
+
+
+def test_the_default_sizes_are_the_published_ones() -> None:
+    with torch.device("meta"):
+        backbone: Any = Res2NetGPT.from_config({}, 0, TEXTS)
+    gpt = backbone.model.text.sizes
+    assert (gpt.layers, gpt.heads, gpt.width, gpt.block_size, gpt.dropout) == (12, 12, 768, 100, 0.1)
+    assert gpt.vocab_size == len(backbone.characters) == 4 + len(set("".join(TEXTS)))
+    assert backbone.model.image.projection.linear.weight.shape == (768, 2048)
+    with torch.device("meta"):
+        reference = timm.create_model("res2next50", num_classes=0)
+    shapes = ({name: t.shape for name, t in m.state_dict().items()} for m in (backbone.model.image.trunk, reference))
+    assert next(shapes) == next(shapes)
+    assert (backbone.embed_dim, backbone.image_size, backbone.context) == (768, 224, 100)
+    assert (backbone.mean, backbone.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert math.exp(-small().logit_scale.item()) == pytest.approx(0.07)
+
+
+def test_any_image_model_of_timm_will_do() -> None:
+    backbone: Any = build(changed(image="test_vit"), 0, TEXTS).eval()
+    assert backbone.encode_image(pixels()).shape == (3, 16)
+    grouped = [id(p) for group in backbone.layer_groups("image") for p in group]
+    assert sorted(grouped) == sorted(id(p) for p in backbone.model.image.parameters())
+    assert len(backbone.layer_groups("image")) == 1 + 6 + 1  # embeddings, blocks, projection
+    assert backbone.attention_layers("image") == 6
+
+
+# --- training
+
+
+def test_the_default_loss_is_that_of_cosines_and_a_learned_temperature() -> None:
+    backbone = small()
+    batch = Batch(pixels(len(TEXTS)), backbone.tokenize(TEXTS))
+    losses = backbone.training_step(batch, state_of())
+    with torch.no_grad():
+        image, text = backbone.encode_image(batch.pixels), backbone.encode_text(batch.tokens)
+        image, text = image / image.norm(dim=1, keepdim=True), text / text.norm(dim=1, keepdim=True)
+        logits = image @ text.T / 0.07
+        expected = -(logits.log_softmax(0) + logits.log_softmax(1)).diagonal().mean() / 2
+    torch.testing.assert_close(losses["loss"], expected)
+    losses["loss"].backward()
+    assert backbone.logit_scale.grad != 0
+
+
+def test_the_published_loss_sees_features_that_are_not_normalised() -> None:
+    backbone = small()
+    batch = Batch(pixels(len(TEXTS)), backbone.tokenize(TEXTS))
+    losses = backbone.training_step(batch, state_of(kind="soft_target"))
+    with torch.no_grad():
+        image, text = backbone.encode_image(batch.pixels), backbone.encode_text(batch.tokens)
+        logits, targets = text @ image.T, ((text @ text.T + image @ image.T) / 2).softmax(1)
+        expected = -((targets * logits.log_softmax(1)).sum(1) + (targets * logits.log_softmax(0)).sum(0)).mean() / 2
+    torch.testing.assert_close(losses["loss"], expected)
+    losses["loss"].backward()
+    assert backbone.logit_scale.grad is None
+
+
+def test_the_published_loss_is_refused_where_it_cannot_be_computed() -> None:
+    class Matching(Res2NetGPT):
+        dual = False
+
+    config = TrainConfig(epochs=1, batch_size=4, lr=1e-3, loss=LossConfig(kind="soft_target"))
+    parts = config.model_copy(update={"micro_batch": 2})
+    for family, refused in ((Res2NetGPT, parts), (Matching, config)):
+        assert "train.loss.kind 'soft_target' is for backbones" in (family.refusal(refused) or "")
+    assert Res2NetGPT.refusal(config) is None
+
+
+def test_what_captioning_alone_needs_is_saved_and_does_not_train() -> None:
+    backbone = small()
+    frozen = {name for name, p in backbone.model.named_parameters() if not p.requires_grad}
+    assert frozen == {"text.norm.weight", "text.norm.bias", "text.head.weight", "text.head.bias"}
+    assert frozen <= backbone.model.state_dict().keys()
+    backbone.freeze({"text": 1})
+    backbone.train()
+    assert not backbone.model.text.dropout.training  # of a frozen GPT nothing is dropped
+    assert backbone.model.text_projection.dropout.training
+
+
+def test_the_image_model_is_checkpointed_and_one_that_cannot_be_is_named() -> None:
+    backbone = small()
+    backbone.set_grad_checkpointing()
+    assert backbone.model.image.trunk.grad_checkpointing
+    with torch.device("meta"):
+        other = Res2NetGPT.from_config({**SIZES, "image": "dla34"}, 0, TEXTS)
+    with pytest.raises(ValueError, match=r"backbone.grad_checkpointing: timm cannot do it for dla34"):
+        other.set_grad_checkpointing()
+
+
+def test_adapters_fit_the_text_tower() -> None:
+    backbone = small()
+    before = backbone.encode_text(backbone.tokenize(TEXTS))
+    assert add_lora(backbone, LoraConfig(rank=2, towers="text")) == {"text": 3 * 2}
+    assert torch.equal(backbone.encode_text(backbone.tokenize(TEXTS)), before)
+    with torch.no_grad():
+        for name, parameter in backbone.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.5)
+    assert not torch.allclose(backbone.encode_text(backbone.tokenize(TEXTS)), before, atol=1e-3)
+    with pytest.raises(LoraError, match="the image tower of this model has no self-attention"):
+        add_lora(small(), LoraConfig(rank=2, towers="both"))
+
+
+# --- vocabulary
+
+
+def test_a_vocabulary_is_learned_up_to_a_limit_or_read(tmp_path: Path) -> None:
+    text_config = {**SIZES["text_config"], "vocab_size": 10}
+    limited: Any = build(changed(text_config=text_config), texts=TEXTS)
+    assert limited.characters == Characters.learn(TEXTS, 10)
+    assert limited.model.text.tokens.num_embeddings == 10
+    limited.characters.write(tmp_path / "words.json")
+    read: Any = build(changed(vocabulary=str(tmp_path / "words.json")))
+    assert read.characters == limited.characters
+    assert read.model.text.head.out_features == 10
+
+
+# --- files
+
+
+def test_a_saved_directory_says_what_the_model_is(tmp_path: Path) -> None:
+    backbone: Any = build(changed(mean=[0.1, 0.2, 0.3], temperature=0.5, dropout=0.25), 3, TEXTS).eval()
+    backbone.save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "vocab.json", "model.safetensors"}
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["model_type"], config["image"], config["image_size"]) == ("res2net_gpt", "test_resnet", SIZE)
+    assert config["text_config"]["vocab_size"] == len(backbone.characters)
+    again = load(tmp_path)
+    assert again.settings == backbone.settings
+    assert again.characters == backbone.characters
+    assert again.mean == (0.1, 0.2, 0.3)
+    assert math.exp(-again.logit_scale.item()) == pytest.approx(0.5)
+    assert same(again.model, backbone.model)
+    assert not any(p.requires_grad for p in again.model.text.head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{bad", "holds no model that 'res2net_gpt' can open"),
+        ("config.json", "{}", "holds no model that 'res2net_gpt' can open"),
+        ("vocab.json", "{bad", "vocab.json is no JSON"),
+        ("vocab.json", '{"a": 0}', "vocab.json is no vocabulary"),
+        (
+            "vocab.json",
+            '{"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}',
+            r"has 4 tokens, and config.json .* says \d+",
+        ),
+        ("model.safetensors", "", "holds no tensors that can be read"),
+    ],
+)
+def test_a_damaged_directory_is_one_clear_error(file: str, content: str, message: str, tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises((BrokenArtifactError, ArchitectureError), match=message) as failure:
+        load(tmp_path)
+    assert str(tmp_path) in str(failure.value)
+    (tmp_path / file).unlink()
+    with pytest.raises(MissingWeightsError, match=f"{tmp_path} holds no .*{file}"):
+        load(tmp_path)
+
+
+# --- weights of the parts
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "resnet.pth"])
+def test_the_image_model_may_start_from_its_published_weights(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    published = timm.create_model("test_resnet")  # with its classifier
+    tensors = published.state_dict()
+    if name.endswith(".safetensors"):
+        save_file(tensors, tmp_path / name)
+    else:
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
+        torch.save(tensors, tmp_path / name)
+    source = tmp_path / name if name == "resnet.pth" else tmp_path
+    backbone: Any = build(changed(image_weights=str(source)), 0, TEXTS)
+    own = backbone.model.image.trunk.state_dict()
+    assert all(torch.equal(own[key], tensor) for key, tensor in tensors.items() if not key.startswith("fc."))
+    assert "fc.weight" in tensors
+    assert "fc.weight" not in own
+    assert same(backbone.model.text, small().model.text)  # the rest is as random as without
+
+
+def test_the_gpt_may_start_from_another_one_with_its_vocabulary(tmp_path: Path) -> None:
+    first: Any = build(SMALL["res2net_gpt"], 7, ["别的", *TEXTS])
+    first.save_pretrained(tmp_path / "whole")
+    second: Any = build(changed(text_weights=str(tmp_path / "whole")), 0, TEXTS)
+    assert second.characters == first.characters != small().characters
+    assert same(second.model.text, first.model.text)
+    assert not same(second.model.image, first.model.image)
+
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    first.characters.write(alone / "vocab.json")
+    torch.save(first.model.text.state_dict(), alone / "pytorch_model.bin")
+    third: Any = build(changed(text_weights=str(alone)))
+    assert third.characters == first.characters
+    assert same(third.model.text, first.model.text)
+
+
+def test_weights_that_are_not_those_of_the_part_are_refused(tmp_path: Path) -> None:
+    save_file(timm.create_model("test_resnet", channels=(16, 16, 16, 16)).state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(BrokenArtifactError, match=r"model.safetensors is not the image model .* \d+ tensors .* layer"):
+        build(changed(image_weights=str(tmp_path)), 0, TEXTS)
+    characters = Characters.learn(TEXTS)
+    characters.write(tmp_path / "vocab.json")
+    gpt = GPT(GPTSizes(vocab_size=len(characters), layers=3, heads=2, width=16, block_size=40))
+    save_file(gpt.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(BrokenArtifactError, match=r"is not a GPT of this architecture: \d+ tensors .* blocks.2"):
+        build(changed(text_weights=str(tmp_path)))
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(_Evil(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(PublishedWeightsError, match="holds more than tensors"):
+        build(changed(text_weights=str(tmp_path)))
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingWeightsError, match=r"image_weights: /.*/none is no file of weights, nor a directory"):
+        build(changed(image_weights=str(tmp_path / "none")), 0, TEXTS)
+    with pytest.raises(ArchitectureError, match=r"text_weights of res2net_gpt: there is no vocabulary /.*vocab.json"):
+        build(changed(text_weights=str(tmp_path)))
+    Characters.learn(TEXTS).write(tmp_path / "vocab.json")
+    with pytest.raises(MissingWeightsError, match=rf"text_weights: {tmp_path} is no file of weights"):
+        build(changed(text_weights=str(tmp_path)))
+    with pytest.raises(ArchitectureError, match="text_weights brings its own vocabulary"):
+        build(changed(text_weights=str(tmp_path), vocabulary=str(tmp_path / "vocab.json")))
+
+
+def test_a_checkpoint_under_its_own_name_is_as_good(tmp_path: Path) -> None:
+    backbone = small()
+    backbone.save_pretrained(tmp_path)
+    shutil.move(tmp_path / "model.safetensors", tmp_path / "weights.safetensors")
+    assert same(load(tmp_path).model, backbone.model)
+    assert "logit_scale" in load_file(tmp_path / "weights.safetensors")
+    again: Any = build(changed(text_weights=str(tmp_path)))
+    assert same(again.model.text, backbone.model.text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widht": 5}, "widht: Extra inputs"),
+        ({"image": "res2next500"}, r"image: timm has no model 'res2next500'; similar are .*res2next50"),
+        ({"image": "hf-hub:timm/res2next50"}, "image: timm has no model"),
+        ({"image": "res2next50.nothing"}, r"timm cannot build 'res2next50.nothing' .*nothing"),
+        ({"temperature": 0.001}, "temperature: Input should be greater than or equal to 0.01"),
+        ({"text_config": {"hiden": 8}}, "text_config of res2net_gpt: hiden: Extra inputs"),
+        ({"text_config": {"width": 10, "heads": 4}}, "text_config of res2net_gpt: .*heads"),
+        ({"text_config": {"vocab_size": 4}}, "vocabulary of res2net_gpt: a vocabulary of 4 tokens has no room"),
+        ({"vocabulary": "nowhere.json"}, r"vocabulary of res2net_gpt: there is no vocabulary /.*nowhere.json"),
+    ],
+)
+def test_the_key_that_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArchitectureError, match=message):
+        build(changed(**change), texts=TEXTS)
+
+
+def test_a_vocabulary_or_texts_are_needed() -> None:
+    with pytest.raises(ArchitectureError, match="vocabulary of res2net_gpt: there are no texts to learn"):
+        build(SMALL["res2net_gpt"])
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return pytest.fail, ("a pickle was run",)
