@@ -40,6 +40,16 @@ def test_members_learn(finished_project: Path) -> None:
         assert row["low"] > row["chance"], f"{member} is not above chance: {row.to_dict()}"
 
 
+def test_results_are_told_apart_by_attribute(finished_project: Path) -> None:
+    for member in MEMBERS:
+        table = pd.read_csv(latest(finished_project, f"{member}/attribute_metrics.csv"))
+        genders = table.query("split == 'val' and attribute == 'gender' and metric == 'recall_at_10'")
+        assert set(genders["label"]) == {"female", "male"}  # so few vehicles have no colour that 20 share
+        whole = on_val(newest_metrics(finished_project, member), "recall_at_10", "pedestrian")
+        assert genders["n_queries"].sum() == whole["n_queries"]  # each text has one
+        assert (genders["value"] * genders["n_queries"]).sum() == pytest.approx(whole["value"] * whole["n_queries"])
+
+
 def test_weights_come_from_dev_and_val_is_reported_with_intervals(finished_project: Path) -> None:
     fusion = json.loads(latest(finished_project, "ensemble/fusion.json").read_text())
     assert fusion["split"] == "dev"

@@ -21,6 +21,11 @@ from xmodal_kedro.retrieval.slices import Slice
 SliceScores = Callable[[Slice], tuple[ScoreSource, ScoreSource | None]]
 """Scores of a slice's texts over its images, and of images over texts where these are not just the transpose."""
 
+ATTRIBUTE_COLUMNS = [
+    *("member", "split", "group", "attribute", "label", "direction", "metric", "value", "low", "high", "chance"),
+    *("n_queries", "n_skipped", "n_gallery", "protocol"),
+]
+
 
 def judge_slices(
     slices: Sequence[Slice], scores: SliceScores, ks: Sequence[int], also: Sequence[str] = ()
@@ -54,46 +59,41 @@ def judged_table(member: str, judged: dict[str, dict[str, list[Judged]]], evalua
     return pd.concat(tables, ignore_index=True)
 
 
-def label_table(
+def attribute_table(
     member: str,
     judged: dict[str, dict[str, list[Judged]]],
     slices: Sequence[Slice],
-    captions: pd.DataFrame,
-    column: str,
+    labels: pd.DataFrame,
     evaluation: EvaluationConfig,
     at_least: int = 20,
 ) -> pd.DataFrame:
-    """The t2i results of each label of the texts, with their numbers and intervals.
+    """The t2i results of the texts of each attribute label; every text keeps its result in the full gallery.
 
     Args:
         member: For the table.
         judged: Of `judge_slices`.
         slices: Those that were judged.
-        captions: With `text_id` and the column.
-        column: What to group by, such as `attributes`.
+        labels: Of `slices.attribute_labels`: indexed by text id, a column per attribute.
         evaluation: How to resample.
-        at_least: Labels with fewer judged texts in a slice are left out.
+        at_least: Labels with fewer judged texts in a slice are left out: their intervals would say nothing.
 
     Returns:
-        The columns of `judged_table` and, after `group`, `label`; no rows where no label has enough texts.
+        The columns of `judged_table` and, after `group`, `attribute` and `label`, such as `color` and `white`; in each
+        slice and attribute the labels of most texts first. No rows where no label has enough texts.
     """
-    of_text = captions.dropna(subset=["text_id"]).drop_duplicates("text_id").set_index("text_id")[column]
     tables = []
     for part in slices:
         results = judged.get(part.split, {}).get(part.group)
         if not results:
             continue
-        found = by_label(results[0], of_text.reindex(part.text_ids).tolist(), at_least)
-        for label, one in found.items():
-            table = metric_table({part.group: [one]}, bootstrap=evaluation.bootstrap, seed=evaluation.seed)
-            table.insert(1, "label", label)
-            table.insert(0, "split", part.split)
-            tables.append(table)
+        of_texts = labels.reindex(part.text_ids)
+        for attribute in labels.columns:
+            for label, found in by_label(results[0], of_texts[attribute].tolist(), at_least).items():
+                table = metric_table({part.group: [found]}, bootstrap=evaluation.bootstrap, seed=evaluation.seed)
+                tables.append(table.assign(member=member, split=part.split, attribute=attribute, label=label))
     if not tables:
-        return pd.DataFrame(columns=["member", "split", "group", "label"])
-    whole = pd.concat(tables, ignore_index=True)
-    whole.insert(0, "member", member)
-    return whole
+        return pd.DataFrame(columns=ATTRIBUTE_COLUMNS)
+    return pd.concat(tables, ignore_index=True)[ATTRIBUTE_COLUMNS]
 
 
 def embedding_scores(texts: Embeddings, images: Embeddings) -> SliceScores:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xmodal_kedro.config.data import RelevanceConfig
+from xmodal_kedro.config.data import PromptsConfig, RelevanceConfig
 from xmodal_kedro.config.ensemble import BANKED, EnsembleConfig, EvaluationConfig, RuntimeConfig
 from xmodal_kedro.config.member import MemberConfig
 
@@ -84,15 +84,21 @@ def evaluate_member(
     captions: DataFrame,
     relevance: RelevanceConfig,
     evaluation: EvaluationConfig,
-) -> DataFrame:
-    """Metrics on dev and val over the full gallery of each group, both directions, with intervals."""
+    prompts: PromptsConfig,
+) -> tuple[DataFrame, DataFrame]:
+    """Metrics on dev and val over the full gallery of each group, both directions, with intervals.
+
+    Returns two tables: of all queries, and per attribute of the texts, without rows where captions carry none.
+    """
     from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.retrieval.embeddings import check_made_by
-    from xmodal_kedro.retrieval.judge import embedding_scores, judge_slices, judged_table
-    from xmodal_kedro.retrieval.slices import cut_slices
+    from xmodal_kedro.retrieval.judge import attribute_table, embedding_scores, judge_slices, judged_table
+    from xmodal_kedro.retrieval.slices import attribute_labels, cut_slices
 
     for embeddings in (image_embeddings, text_embeddings):
         check_made_by(embeddings, captions=table_fingerprint(captions))
     slices = cut_slices(captions, relevance, ["dev", "val"])
     judged = judge_slices(slices, embedding_scores(text_embeddings, image_embeddings), evaluation.ks)
-    return judged_table(text_embeddings.meta["member"], judged, evaluation)
+    member, labels = text_embeddings.meta["member"], attribute_labels(captions, prompts)
+    by_attribute = attribute_table(member, judged, slices, labels, evaluation)
+    return judged_table(member, judged, evaluation), by_attribute

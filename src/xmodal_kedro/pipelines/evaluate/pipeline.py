@@ -4,7 +4,7 @@ from kedro.pipeline import Node, Pipeline
 
 from xmodal_kedro.pipelines.evaluate import nodes
 
-SHARED_PARAMETERS = ["params:ensemble", "params:evaluation", "params:relevance", "params:runtime"]
+SHARED_PARAMETERS = ["params:ensemble", "params:evaluation", "params:prompts", "params:relevance", "params:runtime"]
 
 
 def create_pipeline(member: str) -> Pipeline:
@@ -19,8 +19,11 @@ def create_pipeline(member: str) -> Pipeline:
             ),
             Node(
                 nodes.evaluate_member,
-                ["image_embeddings", "text_embeddings", "captions", "params:relevance", "params:evaluation"],
-                "metrics",
+                [
+                    *("image_embeddings", "text_embeddings", "captions"),
+                    *("params:relevance", "params:evaluation", "params:prompts"),
+                ],
+                ["metrics", "attribute_metrics"],
                 name="evaluate_member",
             ),
         ],
