@@ -91,5 +91,5 @@ def attribute_labels(captions: pd.DataFrame, prompts: PromptsConfig) -> pd.DataF
 def _labels(attributes: str, vocabulary: Vocabulary | None) -> dict[str, str]:
     bits = [field.strip() for field in attributes.split(",")]
     if len(bits) == PEDESTRIAN_BITS and set(bits) <= {"0", "1"}:
-        return {"gender": "female" if bits[0] == "0" else "male"}
+        return {"gender": "female" if bits[0] == "1" else "male"}
     return {"attributes": normalise_phrase(attributes)} if vocabulary is None else parts_of(attributes, vocabulary)
