@@ -22,7 +22,7 @@ WHAT = {
     "full_size": "Training and encoding at full size with random weights; only where there is a GPU.",
     "ranks": (
         "Recall in both directions, many-to-many. Peers that are bound by memory swing from run to run on this "
-        "machine: in another, CLIP_benchmark took 8.2 s (13.7 times ours) and sentence-transformers 2.15 s (3.6 times ours)."
+        "machine: in another, CLIP_benchmark took 8.2 s (13.7 times ours) and sentence-transformers 2.15 s (3.6 times)."
     ),
     "assign": "One-to-one assignment with a certificate of optimality.",
     "rerank": "Image-text matching over the first candidates, the text side of BLIP.",
