@@ -93,7 +93,8 @@ def sizes(tile: tuple[int, int]) -> dict[str, dict[str, object]]:
     h, w = tile
     match = {"WIDTH": 8, "height": lambda device: h}  # a power of two, at least the height
     return {
-        "rank": {"_tile_shape": lambda device: tile, "BLOCK": w},
+        "rank": {"_tile_shape": lambda device: tile},
+        "top": {"BLOCK": w},
         "counts": {"AT_ONCE": h * w},
         "bootstrap": {"AT_ONCE": h * w},
         "embeddings": {"CHUNK": h},

@@ -13,8 +13,9 @@ from tests.reference import ranks as reference
 from xmodal_kedro.retrieval import rank as rank_module
 from xmodal_kedro.retrieval.counts import count_by_passes, count_by_search, count_reaching
 from xmodal_kedro.retrieval.normalise import Setting, normalised
-from xmodal_kedro.retrieval.rank import _highest, rank, rank_both, ranking_table
+from xmodal_kedro.retrieval.rank import rank, rank_both, ranking_table
 from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, Tile, Transposed, WeightedScores
+from xmodal_kedro.retrieval.top import highest
 
 torch.set_num_threads(1)
 
@@ -293,8 +294,8 @@ def test_few_entries_of_later_tiles_are_looked_at(levels, monkeypatch):
     rng = np.random.default_rng(levels)
     dense = rng.integers(0, levels, size=(90, 1500)).astype(np.float32)
     looked_at = []
-    padded = rank_module._padded
-    monkeypatch.setattr(rank_module, "_padded", lambda *given: looked_at.append(len(given[1])) or padded(*given))
+    padded = rank_module.by_rows
+    monkeypatch.setattr(rank_module, "by_rows", lambda *given: looked_at.append(len(given[1])) or padded(*given))
     found = rank_both(MatrixScores(dense), None, 7, tile=(40, 300))
     for ranking, scores in zip(found, (dense, dense.T), strict=True):
         expected = np.argsort(-scores, axis=1, kind="stable")[:, :7]
@@ -306,7 +307,7 @@ def test_few_entries_of_later_tiles_are_looked_at(levels, monkeypatch):
 @pytest.mark.parametrize("width", [5, 700, 1000])
 def test_best_of_a_tile(width):
     values = torch.from_numpy(np.random.default_rng(width).integers(0, 50, size=(4, width))).float()
-    found, columns = _highest(values, 10)
+    found, columns = highest(values, 10)
     assert torch.equal(found, values.sort(dim=1, descending=True).values[:, :10])
     assert torch.equal(values.gather(1, columns), found)
     assert all(len(set(row)) == len(row) for row in columns.tolist())

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from xmodal_kedro.retrieval.counts import between, count_reaching
 from xmodal_kedro.retrieval.scores import ScoreSource, Tile, Transposed, quick_pairs
+from xmodal_kedro.retrieval.top import best_of_tile, by_rows
 from xmodal_kedro.retrieval.workers import side_by_side
 
 Ties = Literal["pessimistic", "optimistic"]
@@ -32,7 +33,6 @@ FEW_PASS = 32  # entries of a tile that may be among the best are looked at one 
 CROWDED = 16  # a fine tile costs less than a second look at this part of its rows
 APART = 4  # places in the gallery at which blocks of queries start
 LONGEST_PAUSE = 64  # tiles after which coarse ones are tried again, however often they failed
-BLOCK = 32  # columns whose maximum stands for them in the search for the best of a tile
 BOUNDLESS = torch.finfo(torch.float32).max / 4  # an error that says nothing of a score, and can be added to one
 
 
@@ -242,9 +242,9 @@ class _Direction:
         passing = between(tile.scores, best.reached - tile.noise, most=tile.scores.numel() // FEW_PASS)
         if passing is None:
             lines = torch.arange(len(best.upper), device=tile.scores.device)
-            upper, lower, columns = _best(Tile(tile.scores.contiguous(), tile.noise), kept)
+            upper, lower, columns = best_of_tile(Tile(tile.scores.contiguous(), tile.noise), kept)
         else:  # most often, once the gallery has shown a few of its tiles
-            lines, upper, lower, columns = _padded(tile, *passing)
+            lines, upper, lower, columns = by_rows(tile, *passing)
         if len(lines):
             upper = torch.cat([best.upper[lines], upper], 1)
             order = upper.topk(kept, dim=1)
@@ -432,50 +432,6 @@ def _bounded(tile: Tile, queries: slice, gallery: slice) -> Tile:
             f"{gallery.start} to {gallery.stop - 1} is bounded by NaN: a score source must give a number, or infinity."
         )
     return Tile(tile.scores, tile.noise.clamp(max=BOUNDLESS))
-
-
-def _best(tile: Tile, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Upper and lower bounds and columns [B, k] of the k highest upper bounds of each row of a tile [B, G]."""
-    scores, noise = tile
-    uniform = noise.shape[1] == 1  # then scores and their upper bounds have the same order within a row
-    values, columns = _highest(scores if uniform else scores + noise, k)
-    noise = noise.expand_as(scores).gather(1, columns)
-    upper = values + noise if uniform else values
-    return upper, upper - 2 * noise, columns
-
-
-def _padded(tile: Tile, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Entries [K] of a tile, by rows.
-
-    Returns:
-        The rows [L] that have any; upper and lower bounds and columns [L, W] of their entries. Where a row has fewer,
-        minus infinity fills up.
-    """
-    order = row.argsort(stable=True)
-    row, column = row[order], column[order]
-    lines, line, counts = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
-    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[line]
-    scores, noise = tile.scores[row, column], tile.noise.expand_as(tile.scores)[row, column]
-    upper = scores.new_full((len(lines), int(counts.max()) if len(lines) else 0), -torch.inf)
-    lower, columns = upper.clone(), torch.zeros_like(upper, dtype=torch.int64)
-    upper[line, place], lower[line, place], columns[line, place] = scores + noise, scores - noise, column
-    return lines, upper, lower, columns
-
-
-def _highest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest of each row [B, G] and their columns (fewer, where G is), by way of the best blocks of columns."""
-    width = scores.shape[1]
-    if width <= 2 * k * BLOCK:
-        return scores.topk(min(k, width), dim=1)
-    whole = width // BLOCK * BLOCK
-    # block b holds the columns b, b + whole/BLOCK, ...: maxima then run along memory
-    blocks = scores[:, :whole].unflatten(1, (BLOCK, -1)).amax(1).topk(k, dim=1).indices  # [B, k]
-    stride = whole // BLOCK
-    columns = (blocks[:, :, None] + stride * torch.arange(BLOCK, device=scores.device)).flatten(1)
-    tail = torch.arange(whole, width, device=scores.device).expand(len(scores), -1)
-    columns = torch.cat([columns, tail], 1)
-    values, order = scores.gather(1, columns).topk(k, dim=1)
-    return values, columns.gather(1, order)
 
 
 def _ordered(query: Tensor, rows: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
