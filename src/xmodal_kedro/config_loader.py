@@ -5,6 +5,7 @@ user's own settings, comes last under every environment. Parameters are merged k
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from kedro.utils import find_kedro_project
 from omegaconf import OmegaConf
 
 BASE, LOCAL = "base", "local"
+NAME_LISTS = ("member_names", "captioner_names")
 
 CONFIG_LOADER_ARGS = {
     "base_env": BASE,
@@ -52,7 +54,7 @@ class RecipeConfigLoader(OmegaConfigLoader):
         for layer in self.layers:
             path = (Path(self.conf_source) / layer).as_posix()
             config = self.load_and_merge_dir_config(path, self.config_patterns[key], key, read, key == "credentials")
-            known_members.update(config.get("member_names") or [])
+            known_members.update(_named(config))
             if layer == LOCAL and key == "parameters" and config:
                 known_members.update(_members_of_all(Path(self.conf_source)))
             # Kedro's "soft" strategy: mappings are united, everything else is replaced.
@@ -66,11 +68,11 @@ class RecipeConfigLoader(OmegaConfigLoader):
                 if isinstance(entry, dict) and str(entry.get("filepath", "")).startswith("data/"):
                     entry["filepath"] = f"data/{recipe[-1]}/" + entry["filepath"].removeprefix("data/")
         if key == "parameters":
-            # Members of a lower layer that this recipe does not use are no typing errors; they are just not there. The
-            # user's own layer lies under every recipe, so it may speak of the members of any.
-            for name in known_members - set(merged.get("member_names") or []):
+            # Members and captioners of a lower layer that this recipe does not use are no typing errors; they are just
+            # not there. The user's own layer lies under every recipe, so it may speak of the members of any.
+            for name in known_members - set(_named(merged)):
                 merged.pop(name, None)
-            for name in merged.get("member_names") or []:
+            for name in _named(merged):
                 if isinstance(merged.get(name), dict):
                     merged[name]["name"] = name
         return merged
@@ -115,9 +117,14 @@ def active_parameters() -> dict[str, Any]:
 
 
 def _members_of_all(conf: Path) -> set[str]:
-    """Members of every environment."""
+    """Members and captioners of every environment."""
     files = [yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in conf.glob("*/parameters*.yml")]
-    return {name for content in files for name in content.get("member_names") or []}
+    return {name for content in files for name in _named(content)}
+
+
+def _named(parameters: Mapping[str, Any]) -> list[str]:
+    """Members and captioners that parameters list."""
+    return [name for key in NAME_LISTS for name in parameters.get(key) or []]
 
 
 def _extended_by(file: Path) -> str | None:

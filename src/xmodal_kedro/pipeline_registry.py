@@ -6,6 +6,7 @@ from kedro.pipeline import Pipeline
 
 from xmodal_kedro.config.ensemble import BANKED, RerankConfig
 from xmodal_kedro.config_loader import active_parameters
+from xmodal_kedro.pipelines.caption.pipeline import create_pipeline as caption
 from xmodal_kedro.pipelines.data_processing.pipeline import create_pipeline as data_processing
 from xmodal_kedro.pipelines.ensemble.pipeline import create_pipeline as ensemble
 from xmodal_kedro.pipelines.evaluate.pipeline import create_pipeline as evaluate
@@ -28,6 +29,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "train": sum((_train(member, parameters) for member in members), Pipeline([])),
         "evaluate": sum((evaluate(member) for member in members), Pipeline([])),
         "ensemble": ensemble(members, reranker, looking=looking),
+        "caption": _caption(parameters),
     }
     main_job = sum(stages.values(), Pipeline([]))
     return {
@@ -41,6 +43,11 @@ def register_pipelines() -> dict[str, Pipeline]:
 def _train(member: str, parameters: dict[str, Any]) -> Pipeline:
     own_prompts = (parameters.get(member) or {}).get("prompts") is not None
     return train(member, own_prompts=own_prompts, completing=parameters.get("completion") is not None)
+
+
+def _caption(parameters: dict[str, Any]) -> Pipeline:
+    captioners = {name: parameters.get(name) or {} for name in parameters.get("captioner_names") or []}
+    return caption(captioners, (parameters.get("captioning") or {}).get("clip_score"))
 
 
 def _banked(members: list[str], parameters: dict[str, Any]) -> list[str]:

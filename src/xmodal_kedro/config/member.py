@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from xmodal_kedro.config.data import GroupPrompts
 from xmodal_kedro.config.frozen import Frozen
+from xmodal_kedro.config.optimiser import OptimiserConfig
 from xmodal_kedro.config.weights import weights_source
 
 RandAugmentOp = Literal[
@@ -180,29 +181,13 @@ class CleanTextConfig(Frozen):
     max_words: int = Field(100, ge=1, description="words that are kept")
 
 
-class TrainConfig(Frozen):
+class TrainConfig(OptimiserConfig):
     """Training of a member."""
 
-    epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2, description="pairs that meet in the loss, over all processes")
     micro_batch: int | None = Field(
         None, ge=1, description="pairs computed at once; the gradient stays exactly that of the whole batch"
     )
-    lr: float = Field(gt=0.0)
-    weight_decay: float = Field(0.1, ge=0.0)
-    decay: Literal["matrices", "all"] = Field("matrices", description="all: also norms, biases and the logit scale")
-    betas: list[float] = Field([0.9, 0.98], min_length=2, max_length=2)
-    eps: float = 1.0e-6
-    warmup_steps: int = Field(0, ge=0)
-    schedule: Literal["cosine", "cosine_by_epoch", "constant"] = Field(
-        "cosine", description="after the warm-up; by_epoch keeps the rate of an epoch's start for the whole epoch"
-    )
-    schedule_epochs: int | None = Field(
-        None, ge=1, description="over which the cosine falls to 0, where that is not `epochs`; at least `epochs`"
-    )
-    grad_clip: float | None = Field(1.0, gt=0.0)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    seed: int = 0
     sampler: Literal["spread", "shuffle"] = Field(
         "spread", description="spread keeps rows that are alike in different batches, as far as there are enough"
     )
@@ -214,13 +199,7 @@ class TrainConfig(Frozen):
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better `metric`")
 
     @model_validator(mode="after")
-    def _schedule_reaches_the_end(self) -> "TrainConfig":
-        if self.schedule_epochs is not None and self.schedule == "constant":
-            raise ValueError(
-                "schedule_epochs says how long a cosine is, but schedule is constant: leave one of them out"
-            )
-        if self.schedule_epochs is not None and self.schedule_epochs < self.epochs:
-            raise ValueError(f"schedule_epochs ({self.schedule_epochs}) is less than epochs ({self.epochs})")
+    def _parts_are_no_larger_than_the_whole(self) -> "TrainConfig":
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             raise ValueError(f"micro_batch ({self.micro_batch}) is more than batch_size ({self.batch_size})")
         return self

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError, field_validator, model_validator
 
+from xmodal_kedro.config.captioning import CaptionerConfig, CaptioningConfig
 from xmodal_kedro.config.data import (
     CompletionConfig,
     DataConfig,
@@ -28,7 +29,7 @@ class RecipeError(ValueError):
 
 
 class Recipe(Frozen):
-    """The parameters of one environment, with the members gathered under `members`."""
+    """The parameters of one environment, with members and captioners gathered under these names."""
 
     data: DataConfig
     predict: DataConfig | None = None
@@ -38,10 +39,12 @@ class Recipe(Frozen):
     relevance: RelevanceConfig = RelevanceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
+    captioning: CaptioningConfig = CaptioningConfig()
     index: IndexConfig = IndexConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     synthetic: SyntheticConfig | None = None
     members: dict[str, MemberConfig]
+    captioners: dict[str, CaptionerConfig] = {}
 
     @field_validator("predict")
     @classmethod
@@ -57,18 +60,26 @@ class Recipe(Frozen):
         if not members:
             raise ValueError("member_names is empty: name at least one member")
         for name in members:
-            if not _NAME.fullmatch(name):
-                raise ValueError(f"'{name}' is no member name: lower-case letters, digits and _, a letter first")
-            if name in (*SECTIONS, "fused", "chance"):
-                raise ValueError(f"'{name}' is a section or a row of the leaderboard, so no member can have that name")
+            _check_name(name, "member", ("fused", "chance"))
         return members
+
+    @field_validator("captioners")
+    @classmethod
+    def _captioners_named_for_namespaces(cls, captioners: dict[str, CaptionerConfig]) -> dict[str, CaptionerConfig]:
+        for name in captioners:
+            _check_name(name, "captioner", ("ensemble", "constant", "nearest"))
+        return captioners
 
     @model_validator(mode="after")
     def _names_its_own_members(self) -> "Recipe":
         asked = {"completion.member": self.completion, "ensemble.rerank.member": self.ensemble.rerank}
-        for key, section in asked.items():
-            if section is not None and section.member not in self.members:
-                raise ValueError(f"{key} is '{section.member}', which is no member: {', '.join(self.members)}")
+        named = {key: section.member for key, section in asked.items() if section is not None}
+        named |= {f"{name}.member": one.member for name, one in self.captioners.items() if one.member is not None}
+        if self.captioning.clip_score is not None:
+            named["captioning.clip_score"] = self.captioning.clip_score
+        for key, asked_for in named.items():
+            if asked_for not in self.members:
+                raise ValueError(f"{key} is '{asked_for}', which is no member: {', '.join(self.members)}")
         fusion = self.ensemble.fusion
         weighed = list(fusion.weights) if isinstance(fusion.weights, dict) else []
         for key, names in {"weights": weighed, "normalisations": list(fusion.normalisations)}.items():
@@ -76,6 +87,12 @@ class Recipe(Frozen):
                 raise ValueError(
                     f"ensemble.fusion.{key} names '{unknown[0]}', which is no member: {', '.join(self.members)}"
                 )
+        mixed = self.captioning.ensemble.weights
+        if isinstance(mixed, dict) and set(mixed) != set(self.captioners):
+            raise ValueError(
+                f"captioning.ensemble.weights are those of {', '.join(mixed)}; the captioners are "
+                f"{', '.join(self.captioners) or 'none'}: give each one its weight"
+            )
         for name, member in self.members.items():
             for group, prompts in (member.prompts or {}).items():
                 if prompts.query != QueryForm():
@@ -87,35 +104,40 @@ class Recipe(Frozen):
         return self
 
 
-SECTIONS = tuple(name for name in Recipe.model_fields if name != "members")
+NAMED = {"members": "member_names", "captioners": "captioner_names"}
+SECTIONS = tuple(name for name in Recipe.model_fields if name not in NAMED)
 
 
 def read_recipe(parameters: dict[str, Any]) -> Recipe:
     """Check the parameters of an environment and return them as one frozen object.
 
     Args:
-        parameters: As the config loader gives them: sections, `member_names`, and one mapping per member.
+        parameters: As the config loader gives them: sections, `member_names` and `captioner_names`, and one mapping per
+            member and captioner.
 
     Raises:
         RecipeError: Listing each unknown key, missing key and wrong type, with the nearest key that exists.
     """
-    names = parameters.get("member_names")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RecipeError(f"member_names must be a list of names, not {names!r}")
-    if len(set(names)) != len(names):
-        raise RecipeError(f"member_names lists a member twice: {names}")
+    names = {gathered: _names(parameters, key) for gathered, key in NAMED.items()}
+    every = [name for listed in names.values() for name in listed]
     problems = []
-    known = (*SECTIONS, "member_names", *names)
+    known = (*SECTIONS, *NAMED.values(), *every)
     for key in parameters:
         if key not in known:
-            problems.append(f"{key}: unknown key{_nearest(key, known)}; a new member must be listed in member_names")
-    for name in names:
-        if name not in parameters:
-            problems.append(f"{name}: is listed in member_names, but has no section of its own")
+            problems.append(
+                f"{key}: unknown key{_nearest(key, known)}; a new member must be listed in member_names, a new "
+                "captioner in captioner_names"
+            )
+    for gathered, listed in names.items():
+        for name in listed:
+            if name not in parameters:
+                problems.append(f"{name}: is listed in {NAMED[gathered]}, but has no section of its own")
+            elif every.count(name) > 1:
+                problems.append(f"{name}: is listed in member_names and in captioner_names")
     try:
         recipe = Recipe.model_validate(
             {key: parameters[key] for key in SECTIONS if key in parameters}
-            | {"members": {name: parameters[name] for name in names if name in parameters}}
+            | {gathered: {n: parameters[n] for n in listed if n in parameters} for gathered, listed in names.items()}
         )
     except ValidationError as error:
         problems += [_explain(problem) for problem in error.errors()]
@@ -124,10 +146,27 @@ def read_recipe(parameters: dict[str, Any]) -> Recipe:
     return recipe
 
 
+def _names(parameters: dict[str, Any], key: str) -> list[str]:
+    """The members or captioners that a recipe lists; it may have no captioners."""
+    names = parameters.get(key, [] if key == "captioner_names" else None)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RecipeError(f"{key} must be a list of names, not {names!r}")
+    if len(set(names)) != len(names):
+        raise RecipeError(f"{key} lists a {key.removesuffix('_names')} twice: {names}")
+    return names
+
+
+def _check_name(name: str, what: str, taken: tuple[str, ...]) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"'{name}' is no {what} name: lower-case letters, digits and _, a letter first")
+    if name in (*SECTIONS, *taken):
+        raise ValueError(f"'{name}' is a section or a row of the leaderboard, so no {what} can have that name")
+
+
 def _explain(problem: Any) -> str:
     location = [str(part) for part in problem["loc"]]
-    if location[:1] == ["members"]:
-        location = location[1:] or ["member_names"]
+    if location and location[0] in NAMED:
+        location = location[1:] or [NAMED[location[0]]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key{_nearest(location[-1], _siblings(problem['loc']))}"

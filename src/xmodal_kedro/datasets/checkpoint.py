@@ -31,6 +31,12 @@ class CheckpointDataset(SealedDirectoryDataset[Path]):
         return TablePreview({"index": list(range(len(rows[:nrows]))), "columns": columns, "data": rows[:nrows]})
 
 
+class CaptionerDataset(CheckpointDataset):
+    """A captioner's checkpoint, which a member's cannot stand in for."""
+
+    kind = "captioner"
+
+
 def _header(file: Path) -> dict[str, dict[str, list[int] | str]]:
     """The JSON header of a safetensors file: 8 bytes of length, then the header."""
     with file.open("rb") as stream:

@@ -15,6 +15,8 @@ from kedro_datasets._typing import ImagePreview
 from xmodal_kedro.datasets.atomic import AtomicJSONDataset
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from xmodal_kedro.data.image_store import ImageStore
 
 
@@ -57,6 +59,11 @@ class ImageStoreDataset(AtomicJSONDataset):
         sheet = contact_sheet(
             [store.pixels[row] for row in rows], [PurePosixPath(store.ids[row]).name for row in rows], columns=8
         )
-        png = io.BytesIO()
-        sheet.save(png, format="PNG")
-        return ImagePreview(base64.b64encode(png.getvalue()).decode())
+        return as_preview(sheet)
+
+
+def as_preview(image: Image) -> ImagePreview:
+    """An image as Kedro-Viz shows it."""
+    png = io.BytesIO()
+    image.save(png, format="PNG")
+    return ImagePreview(base64.b64encode(png.getvalue()).decode())

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import nn
 
-from xmodal_kedro.config.member import TrainConfig
+from xmodal_kedro.config.optimiser import OptimiserConfig
 
 
-def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) over the trainable parameters.
 
     With `decay: matrices` those of fewer than two dimensions (norms, biases, scales) do not decay; `all` is what torch
@@ -34,7 +34,7 @@ def make_optimiser(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
-def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+def learning_rate(step: int, steps_per_epoch: int, config: OptimiserConfig) -> float:
     """The rate of a step: linear warm-up to `config.lr`, then what `config.schedule` says.
 
     `cosine` falls from the end of the warm-up to zero at the end of `schedule_epochs`, which may lie beyond the end of

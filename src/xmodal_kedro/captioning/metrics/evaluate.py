@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
+from xmodal_kedro.captioning.metric_names import BY_EMBEDDINGS, parse
 from xmodal_kedro.captioning.metrics.bleu import BleuScores, bleu
 from xmodal_kedro.captioning.metrics.cider import Frequencies, cider, cider_d
 from xmodal_kedro.captioning.metrics.meteor import meteor, meteor_unavailable
-from xmodal_kedro.captioning.metrics.names import BY_EMBEDDINGS, parse
 from xmodal_kedro.captioning.metrics.rouge import rouge_l
 from xmodal_kedro.captioning.metrics.scores import Scores, check_references, named
 from xmodal_kedro.captioning.metrics.tokenisers import TOKENISERS, jieba_unavailable
@@ -71,7 +71,7 @@ def evaluate(
     Args:
         captions: Image id to its caption, which may be empty.
         references: The same image ids to their sentences.
-        metrics: Names such as `cider_d_characters` (see `names.parse`).
+        metrics: Names such as `cider_d_characters` (see `metric_names.parse`).
         corpus: References whose document frequencies weigh the n-grams of CIDEr and CIDEr-D; by default `references`.
 
     Returns:

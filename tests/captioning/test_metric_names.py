@@ -2,8 +2,8 @@
 
 import pytest
 
+from xmodal_kedro.captioning.metric_names import BY_TOKENS, TOKENISERS, parse
 from xmodal_kedro.captioning.metrics.evaluate import METRICS
-from xmodal_kedro.captioning.metrics.names import BY_TOKENS, TOKENISERS, parse
 from xmodal_kedro.captioning.metrics.tokenisers import TOKENISERS as CUTS
 
 

@@ -1,0 +1,1 @@
+"""Members in; captioners, captions and what they are worth out."""
