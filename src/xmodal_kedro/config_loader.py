@@ -86,7 +86,7 @@ def layers_of(conf: Path, env: str | None) -> list[str]:
         ValueError: Environments extend each other in a circle.
     """
     chain: list[str] = []
-    name = env if env not in (None, BASE, LOCAL) else None
+    name = env if env and env not in (BASE, LOCAL) else None
     while name is not None:
         if name in chain:
             raise ValueError(f"conf/{chain[-1]}/recipe.yml extends '{name}', which stands on it already: {chain}")
