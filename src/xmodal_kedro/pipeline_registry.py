@@ -24,30 +24,26 @@ def register_pipelines() -> dict[str, Pipeline]:
     # Not validated here: the hook does that, with messages for users.
     looking = RerankConfig.model_construct(**{"method": "itm", **rerank}).looks
     completing = (parameters.get("completion") or {}).get("member")
+    captioners = {name: parameters.get(name) or {} for name in parameters.get("captioner_names") or []}
     stages = {
         "data_processing": data_processing(synthetic=parameters.get("synthetic") is not None, completing=completing),
         "train": sum((_train(member, parameters) for member in members), Pipeline([])),
         "evaluate": sum((evaluate(member) for member in members), Pipeline([])),
         "ensemble": ensemble(members, reranker, looking=looking),
-        "caption": _caption(parameters),
+        "caption": caption(captioners, (parameters.get("captioning") or {}).get("clip_score")),
     }
     main_job = sum(stages.values(), Pipeline([]))
     return {
         "__default__": main_job,
         **stages,
         "index": sum((index(member) for member in members), Pipeline([])),
-        "predict": predict(members, reranker, _banked(members, parameters), looking=looking),
+        "predict": predict(members, reranker, _banked(members, parameters), captioners, looking=looking),
     }
 
 
 def _train(member: str, parameters: dict[str, Any]) -> Pipeline:
     own_prompts = (parameters.get(member) or {}).get("prompts") is not None
     return train(member, own_prompts=own_prompts, completing=parameters.get("completion") is not None)
-
-
-def _caption(parameters: dict[str, Any]) -> Pipeline:
-    captioners = {name: parameters.get(name) or {} for name in parameters.get("captioner_names") or []}
-    return caption(captioners, (parameters.get("captioning") or {}).get("clip_score"))
 
 
 def _banked(members: list[str], parameters: dict[str, Any]) -> list[str]:

@@ -72,7 +72,7 @@ def decode_captions(
 def decode_ensemble(
     captions: DataFrame, images: ImageStore, captioning: CaptioningConfig, runtime: RuntimeConfig, **captioners: Any
 ) -> DataFrame:
-    """Caption the same images by all captioners together."""
+    """Caption the same images by all captioners together; one alone is asked as it is."""
     from xmodal_kedro.captioning.ensemble import EnsembleCaptioner
     from xmodal_kedro.captioning.generate import generate
     from xmodal_kedro.training.device import pick_device
@@ -141,9 +141,16 @@ def write_captions(
     return alone if ensemble is None else (alone, caption_submission(ensemble, captions, captioning.split))
 
 
+def write_new_captions(generated: DataFrame, captions: DataFrame) -> dict[str, list[str]]:
+    """The captions of new images in the form of res.json."""
+    from xmodal_kedro.reporting.captions import caption_submission
+
+    return caption_submission(generated, captions, "test")
+
+
 def _open(captioner: Any, device: Any) -> Any:
     """A captioner of packed pixels: from its checkpoint, or from parameters that name weights of its own."""
-    from xmodal_kedro.models.captioner_checkpoint import open_captioner
+    from xmodal_kedro.captioning.checkpoint import open_captioner
 
     source = captioner if isinstance(captioner, Path) else CaptionerConfig.model_validate(captioner)
     return open_captioner(source, project_path(), device)

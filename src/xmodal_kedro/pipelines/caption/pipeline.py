@@ -74,16 +74,12 @@ def _together(captioners: Mapping[str, Mapping[str, Any]], clip_score: str | Non
     submissions = ["captions_submission"]
     ensemble = []
     if len(captioners) > 1:
-        sources = {
-            f"{name}_captioner": f"{name}.captioner" if captioner.get("member") is not None else f"params:{name}"
-            for name, captioner in captioners.items()
-        }
         ensemble = [
             Node(
                 nodes.decode_ensemble,
                 {
                     **{"captions": "captions", "images": "images", "captioning": "params:captioning"},
-                    **{"runtime": "params:runtime", **sources},
+                    **{"runtime": "params:runtime", **captioner_inputs(captioners)},
                 },
                 "ensemble_generated",
                 name="decode_ensemble",
@@ -116,6 +112,14 @@ def _together(captioners: Mapping[str, Mapping[str, Any]], clip_score: str | Non
             tags="caption",
         ),
     ]
+
+
+def captioner_inputs(captioners: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Keyword and dataset or parameters of each captioner, by which a node decodes with all of them."""
+    return {
+        f"{name}_captioner": f"{name}.captioner" if captioner.get("member") is not None else f"params:{name}"
+        for name, captioner in captioners.items()
+    }
 
 
 def _source(member: str | None) -> str:

@@ -1,9 +1,12 @@
 """predict: the nodes of the other pipelines over new data, with the checkpoints and fusion of the catalog."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from kedro.pipeline import Node, Pipeline
 
+from xmodal_kedro.pipelines.caption import nodes as caption
+from xmodal_kedro.pipelines.caption.pipeline import captioner_inputs
 from xmodal_kedro.pipelines.data_processing import nodes as data
 from xmodal_kedro.pipelines.ensemble import nodes as ensemble
 from xmodal_kedro.pipelines.ensemble.pipeline import embedding_inputs
@@ -13,11 +16,17 @@ SHARED_PARAMETERS = ["params:ensemble", "params:runtime"]
 
 
 def create_pipeline(
-    members: list[str], reranker: str | None = None, banked: Collection[str] = (), *, looking: bool = True
+    members: list[str],
+    reranker: str | None = None,
+    banked: Collection[str] = (),
+    captioners: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    looking: bool = True,
 ) -> Pipeline:
     """Build the prediction by these members, with re-ranking by one of them where there is a `reranker`.
 
-    The `banked` members' scores are normalised with the bank of train that lies with their embeddings.
+    The `banked` members' scores are normalised with the bank of train that lies with their embeddings. Captioners, by
+    name to their parameters, caption the new images together.
     """
     embeddings = embedding_inputs(members, "{}.predict_{}_embeddings")
     mixed = {
@@ -74,10 +83,32 @@ def create_pipeline(
             ),
         ]
     )
-    return Pipeline(
-        [*read.nodes, *(node for name in members for node in _embed(name, name in banked).nodes), *rank.nodes],
-        tags="predict",
-    )
+    embed = [node for name in members for node in _embed(name, name in banked).nodes]
+    return Pipeline([*read.nodes, *embed, *rank.nodes, *_write_captions(captioners or {})], tags="predict")
+
+
+def _write_captions(captioners: Mapping[str, Mapping[str, Any]]) -> list[Node]:
+    if not captioners:
+        return []
+    return [
+        Node(
+            caption.decode_ensemble,
+            {
+                **{"captions": "predict_captions", "images": "predict_images", "captioning": "params:captioning"},
+                **{"runtime": "params:runtime", **captioner_inputs(captioners)},
+            },
+            "predict_generated",
+            name="caption_new_data",
+            tags="caption",
+        ),
+        Node(
+            caption.write_new_captions,
+            ["predict_generated", "predict_captions"],
+            "predict_captions_submission",
+            name="write_new_captions",
+            tags="caption",
+        ),
+    ]
 
 
 def _embed(member: str, banked: bool) -> Pipeline:
