@@ -15,7 +15,8 @@ from tests.reference import training as reference
 from xmodal_kedro.config.member import LossConfig, TrainConfig
 from xmodal_kedro.models.backbone import Backbone
 from xmodal_kedro.training.batches import deal
-from xmodal_kedro.training.loop import NonFiniteLossError, _Best, train
+from xmodal_kedro.training.loop import train
+from xmodal_kedro.training.steps import Best, NonFiniteLossError
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (240, 240, 240)}
 ROWS = 24
@@ -185,7 +186,7 @@ def test_the_best_epoch_is_kept_and_the_first_of_equals(metrics: tuple[float, ..
 def test_only_what_trains_is_copied_for_the_best_epoch() -> None:
     backbone, evaluate = small_backbone("open_clip_resnet"), Scripted(0.1, 0.4, 0.3)
     backbone.freeze({"image": 1, "text": 0})
-    best = _Best(backbone, config(keep="best"))
+    best = Best(backbone, keeps=True)
     best.offer(0, 0.1)
     names = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
     names |= {name for name, _ in backbone.named_buffers()}  # running statistics move without a gradient
@@ -262,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(grad_cli
 
     seen: dict[int, dict[str, torch.Tensor]] = {}
     backbone.training_step = poisoned  # type: ignore[method-assign]
-    with pytest.raises(NonFiniteLossError, match=r"vit_b: at step 3 of 8 \(epoch 1, lr .*loss is nan.*Lower train.lr"):
+    with pytest.raises(NonFiniteLossError, match=r"vit_b: at step 3 of 8, epoch 1, lr .*loss is nan.*Lower train.lr"):
         train(
             backbone,
             images(),

@@ -8,7 +8,6 @@ anew in each process.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -26,16 +25,12 @@ from xmodal_kedro.models.backbone import Backbone, Batch, Tokens, TrainState, se
 from xmodal_kedro.training.batches import Pairs, deal, pinned, prefetched
 from xmodal_kedro.training.gradient_cache import cached_backward, uses_batch_statistics
 from xmodal_kedro.training.optimiser import learning_rate, make_optimiser
-from xmodal_kedro.training.processes import average_gradients, averaged, own_share, said_by_first, spread_weights
+from xmodal_kedro.training.processes import averaged, own_share, said_by_first, spread_weights
+from xmodal_kedro.training.steps import Best, Report, progress, take_step
 
 Evaluate = Callable[[Backbone], dict[str, float]]
-Report = Callable[[int, dict[str, float]], None]
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is NaN or infinite; raised before the optimiser would spoil the weights."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +84,8 @@ def train(
     device = torch.device(device)
     pairs = Pairs(backbone, pixels, examples)
     trainer = _Trainer(backbone.to(device), pairs, config, device, name)
-    history, best = [], _Best(backbone, config)
-    with seeded(config.seed + rank()), _bar(config.epochs * len(examples), name) as bar:
+    history, best = [], Best(backbone, keeps=config.keep == "best")
+    with seeded(config.seed + rank()), progress(config.epochs * len(examples), name, "pair") as bar:
         for epoch in range(config.epochs + 1):
             row = trainer.run_epoch(epoch, report, bar) if epoch else {"epoch": 0, "step": 0}
             if evaluate is not None:
@@ -116,7 +111,6 @@ class _Trainer:
         spread_weights(backbone)
         backbone.begin_training(config)
         self.optimiser = make_optimiser(backbone, config)
-        self.parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         self.transform = backbone.image_transform(train=True, augment=config.augment)
         self.views = torch.Generator().manual_seed(config.seed)
         # Random views are drawn for the rows of all processes, so that no view depends on who computes it.
@@ -170,19 +164,8 @@ class _Trainer:
         )
         self.optimiser.zero_grad(set_to_none=True)
         numbers = averaged(self.backward(batch))
-        average_gradients(self.parameters)
-        norm = 0.0
-        if self.config.grad_clip is not None:
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip).item()
-        if not (math.isfinite(numbers["loss"]) and math.isfinite(norm)):
-            raise NonFiniteLossError(
-                f"{self.name}: at step {self.step + 1} of {self.steps} (epoch {epoch}, lr {rate:.3g}) the loss is "
-                f"{numbers['loss']}, its gradient's norm {norm}. The weights were not touched by this step. Lower "
-                "train.lr, raise train.warmup_steps, keep train.grad_clip set, or train in fp32"
-            )
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.step()
+        where = f"{self.name}: at step {self.step + 1} of {self.steps}, epoch {epoch}"
+        take_step(self.optimiser, numbers["loss"], rate, self.config.grad_clip, where)
         self.backbone.after_step()
         self.step += 1
         return numbers
@@ -199,30 +182,6 @@ class _Trainer:
         return losses
 
 
-class _Best:
-    """The weights of the epoch with the highest metric so far, held in memory of the CPU; frozen ones need no copy."""
-
-    def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
-        self.backbone, self.keeps = backbone, config.keep == "best"
-        self.epoch, self.metric = 0, -math.inf
-        self.weights: dict[str, Tensor] = {}
-
-    def offer(self, epoch: int, metric: float) -> None:
-        """Take the present weights if their metric is the highest."""
-        if epoch == 0 or metric > self.metric:
-            self.epoch, self.metric = epoch, -math.inf if math.isnan(metric) else metric
-            if self.keeps:
-                named = self.backbone.named_parameters(remove_duplicate=False)
-                frozen = {name for name, parameter in named if not parameter.requires_grad}
-                state = self.backbone.state_dict()
-                self.weights = {name: state[name].to("cpu", copy=True) for name in state.keys() - frozen}
-
-    def restore(self) -> int:
-        """Put the best weights back; returns their epoch."""
-        self.backbone.load_state_dict(self.weights, strict=False)
-        return self.epoch
-
-
 def _check(backbone: Backbone, config: TrainConfig, name: str) -> None:
     """Refuse what cannot be computed, and warn of what is computed otherwise than one may expect."""
     if config.batch_size < processes():
@@ -235,11 +194,6 @@ def _check(backbone: Backbone, config: TrainConfig, name: str) -> None:
     if (config.micro_batch is not None or processes() > 1) and uses_batch_statistics(backbone) and rank() == 0:
         parts = "micro-batch" if config.micro_batch is not None else "share of a process"
         log.warning("%s: BatchNorm normalises each %s on its own, not the whole batch", name, parts)
-
-
-def _bar(pairs: int, name: str) -> tqdm:
-    # Shown on a terminal alone, and once however many processes there are.
-    return tqdm(total=pairs, desc=name, unit="pair", disable=None if rank() == 0 else True)
 
 
 @torch.no_grad()

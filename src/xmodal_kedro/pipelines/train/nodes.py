@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from xmodal_kedro.data.image_store import ImageStore
-    from xmodal_kedro.training.loop import Evaluate, Report
+    from xmodal_kedro.training.loop import Evaluate
+    from xmodal_kedro.training.steps import Report
 else:  # Kedro evaluates these hints, and the libraries behind them would cost start-up
     DataFrame = Figure = ImageStore = Any
 
