@@ -29,14 +29,8 @@ from transformers import (
 
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.models.transform import ImageTransform
-from xmodal_kedro.models.weights import MissingWeightsError, lacking
+from xmodal_kedro.models.weights import MissingWeightsError, Published
 
-FILES = (
-    ("config.json",),
-    ("preprocessor_config.json", "processor_config.json"),
-    ("tokenizer.json", "vocab.txt", "vocab.json"),
-    ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
 _BETWEEN_CHINESE = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef]) (?=[\u3000-\u9fff\uff00-\uffef])")
 
 
@@ -65,10 +59,16 @@ class _State:
     cache: Any = None  # the library's: keys and values of all tokens so far, and of the image
 
 
-class TransformersCaptioner(nn.Module, ABC):
+class TransformersCaptioner(nn.Module, Published, ABC):
     """A captioner around a model of transformers; images are pixels [B, 3, H, W] from `image_transform`."""
 
     library: ClassVar[Any]  # the class of transformers
+    library_files = (
+        ("config.json",),
+        ("preprocessor_config.json", "processor_config.json"),
+        ("tokenizer.json", "vocab.txt", "vocab.json"),
+        ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    )
 
     def __init__(self, model: Any, vocabulary: TransformersVocabulary, transform: ImageTransform) -> None:
         """Wrap a model of the family with its tokens and its input."""
@@ -224,7 +224,7 @@ def load_captioner(directory: Path) -> TransformersCaptioner:
     """
     if not directory.is_dir():
         raise MissingWeightsError(f"captioner: there is no directory {directory.absolute()}")
-    if missing := lacking(directory, FILES):
+    if missing := TransformersCaptioner.missing_files(directory):
         raise MissingWeightsError(
             f"captioner: {missing}. Put there what model, tokenizer and image processor write with save_pretrained"
         )

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from xmodal_kedro.config.data import GroupPrompts
 from xmodal_kedro.config.frozen import Frozen
 from xmodal_kedro.config.optimiser import OptimiserConfig
-from xmodal_kedro.config.weights import weights_source
+from xmodal_kedro.config.weights import weights_at
 
 RandAugmentOp = Literal[
     "Identity",
@@ -73,10 +73,7 @@ class BackboneConfig(Frozen):
 
     def at(self, root: Path) -> "BackboneConfig":
         """The same with the whole path of weights that lie, or should lie, below `root`; hub ids and tags stay."""
-        source = None if self.weights is None else weights_source(self.weights, root)
-        if source is None or source.kind in ("hub", "tag"):
-            return self
-        return self.model_copy(update={"weights": str(source.path.absolute())})
+        return self if self.weights is None else self.model_copy(update={"weights": weights_at(self.weights, root)})
 
 
 class RandAugmentConfig(Frozen):

@@ -43,6 +43,12 @@ def weights_source(weights: str, root: Path = Path()) -> WeightsSource:
     return WeightsSource("missing", path)
 
 
+def weights_at(weights: str, root: Path) -> str:
+    """The whole path of weights that lie, or should lie, below `root`; hub ids and tags stay as they are."""
+    source = weights_source(weights, root)
+    return weights if source.kind in ("hub", "tag") else str(source.path.absolute())
+
+
 def unsupported(family: str, weights: str) -> str | None:
     """Why a published model cannot be had, by its name alone; None where nothing speaks against it."""
     name = Path(weights).name.lower()

@@ -16,7 +16,7 @@ from xmodal_kedro.models.weights import MissingWeightsError
 
 LOG = logging.getLogger(__name__)
 
-__all__ = ["build", "family", "registered"]
+__all__ = ["build", "family", "registered", "writers"]
 
 
 def registered() -> dict[str, type[Backbone]]:
@@ -37,6 +37,11 @@ def family(name: str) -> type[Backbone]:
     if name not in REGISTRY:
         raise ValueError(f"backbone.name '{name}' is unknown: there are {', '.join(sorted(registered()))}")
     return REGISTRY[name]
+
+
+def writers() -> list[str]:
+    """The names of the families that write captions."""
+    return sorted(name for name, backbone in registered().items() if backbone.writes)
 
 
 def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = ()) -> Backbone:

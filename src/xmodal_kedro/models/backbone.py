@@ -30,7 +30,7 @@ from xmodal_kedro.losses.soft_target import soft_target_loss
 from xmodal_kedro.models.lora import merged_state
 from xmodal_kedro.models.published import PublishedWeightsError
 from xmodal_kedro.models.transform import ImageTransform
-from xmodal_kedro.models.weights import MissingWeightsError, find_weights, lacking
+from xmodal_kedro.models.weights import MissingWeightsError, Published, find_weights
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP clamps it: beyond, the softmax is one-hot and training unstable
 WEIGHTS = "weights.safetensors"  # of a checkpoint directory, whatever the library calls its own file
@@ -62,13 +62,13 @@ class TrainState:
     loss: LossConfig
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(nn.Module, Published, ABC):
     """A dual encoder around the module of its library, `model`."""
 
     name: ClassVar[str]
     library_weights: ClassVar[str]  # name of the weight file that `save_pretrained` writes
-    library_files: ClassVar[tuple[tuple[str, ...], ...]]  # per file that loading wants, the names that it may have
     matches: ClassVar[bool] = False  # whether `image_states` and `match` are there
+    writes: ClassVar[bool] = False  # whether `captioner` is there
     dual: ClassVar[bool] = True  # whether the loss needs nothing but the features: then a batch can be cut in parts
     context: int  # tokens of a text at most; each family sets what its model allows, and `tokenize` obeys it
 
@@ -182,16 +182,6 @@ class Backbone(nn.Module, ABC):
         return backbone
 
     @classmethod
-    def wanted(cls) -> str:
-        """What a directory of weights must hold, in words."""
-        return "; ".join(" or ".join(choice) for choice in cls.library_files)
-
-    @classmethod
-    def missing_files(cls, directory: Path) -> str | None:
-        """What a directory lacks that loading wants from it, as a sentence without its stop; None if nothing."""
-        return lacking(directory, cls.library_files)
-
-    @classmethod
     def refusal(cls, config: TrainConfig) -> str | None:
         """Why this family cannot be trained so, as a sentence without its stop; None if it can."""
         if config.loss.momentum is not None and not cls.matches:
@@ -273,6 +263,10 @@ class Backbone(nn.Module, ABC):
         Families in which part of `match` depends on the image alone do that part in `image_memory`.
         """
         return self.match(memory[0][images], tokens)
+
+    def captioner(self) -> nn.Module:
+        """The parts of this model that write captions, joined; they stay its own, and what trains one trains both."""
+        raise NotImplementedError(f"the backbone '{self.name}' does not write captions")
 
     def begin_training(self, config: TrainConfig) -> None:
         """Make what training alone needs, on the device of the parameters; called once before the first step.

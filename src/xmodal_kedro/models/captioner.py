@@ -6,6 +6,8 @@ the image predicts the first token, [CLS], and every other place predicts the to
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,6 +55,14 @@ class Captioner(nn.Module):
         """Logits [B, L, V] of every token of captions [B, L], each from the image and the tokens before it."""
         embedded = torch.cat([self.encode(images)[:, None], self.gpt.embed(ids[:, :-1])], dim=1)
         return self.gpt.logits(self.gpt(embedded))
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but a frozen image encoder stays in eval: no dropout, no batch statistics."""
+        super().train(mode)
+        frozen = [not parameter.requires_grad for parameter in self.image_encoder.parameters()]
+        if frozen and all(frozen):
+            self.image_encoder.eval()
+        return self
 
     @torch.no_grad()
     def begin(self, images: Tensor, steps: int | None = None) -> Cache:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -59,6 +60,21 @@ def write_checkpoint(
     Raises:
         FileExistsError: The directory holds something.
     """
+    made = write_model(directory, backbone)
+    if (lora := member.backbone.lora) is not None:
+        write_adapter(backbone.model, lora, member.backbone.weights, directory / ADAPTER)
+    write_facts(directory, "member.yaml", member.model_dump(), metrics)
+    made_by = {**fingerprints, **made}
+    seal(directory, KIND, **made_by)
+    return made_by
+
+
+def write_model(directory: Path, backbone: Backbone) -> dict[str, str]:
+    """Write all that loading a model wants into a new or empty directory; returns its fingerprints.
+
+    Raises:
+        FileExistsError: The directory holds something.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty: a checkpoint is written into a directory of its own")
@@ -68,18 +84,14 @@ def write_checkpoint(
         "image": [backbone.image_size, backbone.mean, backbone.std],
     }
     backbone.save_weights(directory / WEIGHTS)
-    if (lora := member.backbone.lora) is not None:
-        write_adapter(backbone.model, lora, member.backbone.weights, directory / ADAPTER)
-    config = yaml.safe_dump(member.model_dump(), sort_keys=False, allow_unicode=True)
-    (directory / "member.yaml").write_text(config, encoding="utf-8")
+    return {"weights": sha256_of(directory / WEIGHTS), "transform": fingerprint(preprocessing)}
+
+
+def write_facts(directory: Path, name: str, config: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """Write the config that made a model, under its file's name, and what the model reached."""
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    (directory / name).write_text(text, encoding="utf-8")
     (directory / "metrics.json").write_text(json.dumps(dict(metrics), indent=2))
-    made_by = {
-        **fingerprints,
-        "weights": sha256_of(directory / WEIGHTS),
-        "transform": fingerprint(preprocessing),
-    }
-    seal(directory, KIND, **made_by)
-    return made_by
 
 
 def read_checkpoint(directory: Path, device: torch.device | str = "cpu") -> Checkpoint:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from xmodal_kedro.config.frozen import Frozen
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.models.backbone import WEIGHTS, ArchitectureError, Backbone, Tokens, Tower, register, seeded
+from xmodal_kedro.models.captioner import Captioner
 from xmodal_kedro.models.characters import Characters
 from xmodal_kedro.models.gpt import GPT, GPTSizes
 from xmodal_kedro.models.published import read_published
@@ -123,6 +124,7 @@ class Res2NetGPT(Backbone):
     classifier is left out, and `text_weights`, a directory of this family, or of a GPT as in models/gpt.py.
     """
 
+    writes = True
     library_weights = "model.safetensors"
     library_files = ((CONFIG,), (VOCABULARY,), (WEIGHTS, library_weights))
 
@@ -149,6 +151,11 @@ class Res2NetGPT(Backbone):
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Texts to tokens [B, L], one per character, cut at `context`."""
         return self.characters.batch(texts, self.context)
+
+    def captioner(self) -> Captioner:
+        """Image encoder and GPT, which this model shares, with the GPT's vocabulary."""
+        model: Any = self.model
+        return Captioner(model.image, model.text, self.characters)
 
     def set_grad_checkpointing(self) -> None:
         """Compute the activations of the image model again in backward; those of the GPT are kept.
@@ -220,8 +227,9 @@ class Res2NetGPT(Backbone):
         return backbone
 
     def save_settings(self, directory: Path) -> None:
-        """Write config.json and vocab.json."""
-        (directory / CONFIG).write_text(self.settings.model_dump_json(indent=2), encoding="utf-8")
+        """Write config.json, with the normalisation that is in use, and vocab.json."""
+        settings = self.settings.model_copy(update={"mean": list(self.mean), "std": list(self.std)})
+        (directory / CONFIG).write_text(settings.model_dump_json(indent=2), encoding="utf-8")
         self.characters.write(directory / VOCABULARY)
 
 

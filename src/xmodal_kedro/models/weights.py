@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
 from xmodal_kedro.config.weights import weights_source
-
-if TYPE_CHECKING:
-    from xmodal_kedro.models.backbone import Backbone
 
 INDEX = ".index.json"  # ends the name of a file that says which tensor is in which shard
 SETTINGS = ("*.json", "vocab.txt", "merges.txt", "*.model")  # what a library may want from the hub besides weights
@@ -23,12 +20,29 @@ class MissingWeightsError(FileNotFoundError):
     """The files of a pretrained model are not there; the message says which ones are wanted where."""
 
 
-def find_weights(weights: str, family: type[Backbone]) -> Path:
+class Published:
+    """A family of models that are published as directories of files."""
+
+    library_files: ClassVar[tuple[tuple[str, ...], ...]]  # per file that loading wants, the names that it may have
+
+    @classmethod
+    def wanted(cls) -> str:
+        """What a directory of weights must hold, in words."""
+        return "; ".join(" or ".join(choice) for choice in cls.library_files)
+
+    @classmethod
+    def missing_files(cls, directory: Path) -> str | None:
+        """What a directory lacks that loading wants from it, as a sentence without its stop; None if nothing."""
+        return lacking(directory, cls.library_files)
+
+
+def find_weights(weights: str, family: type[Published], key: str = "backbone.weights") -> Path:
     """Find the directory of a model, fetching it if `weights` is a hub id that is not cached.
 
     Args:
         weights: A directory, or `owner/name` of a model on the hub, with or without `hf-hub:`.
         family: Knows what must be there.
+        key: Of the config, which errors name.
 
     Raises:
         MissingWeightsError: Naming directory and files.
@@ -40,19 +54,17 @@ def find_weights(weights: str, family: type[Backbone]) -> Path:
             directory = _fetched(source.hub_id, family.library_files)
         except (HFValidationError, HTTPError, OSError) as error:
             raise MissingWeightsError(
-                f"backbone.weights: '{weights}' is no directory below {Path.cwd()}, and the hub does not give it "
-                f"({type(error).__name__}). {where_to_put(source.hub_id, family.wanted())}"
+                f"{key}: '{weights}' is no directory below {Path.cwd()}, and the hub does not give it "
+                f"({type(error).__name__}). {where_to_put(source.hub_id, family.wanted(), key)}"
             ) from error
     elif source.kind == "file":
         raise MissingWeightsError(
-            f"backbone.weights: {directory.absolute()} is a file. Give its directory, with: {family.wanted()}"
+            f"{key}: {directory.absolute()} is a file. Give its directory, with: {family.wanted()}"
         )
     elif source.kind != "directory":
-        raise MissingWeightsError(
-            f"backbone.weights: there is no directory {directory.absolute()}. Wanted: {family.wanted()}"
-        )
+        raise MissingWeightsError(f"{key}: there is no directory {directory.absolute()}. Wanted: {family.wanted()}")
     if missing := family.missing_files(directory):
-        raise MissingWeightsError(f"backbone.weights: {missing}")
+        raise MissingWeightsError(f"{key}: {missing}")
     return directory
 
 
@@ -99,10 +111,10 @@ def _fetched(hub_id: str, wanted: Sequence[Sequence[str]]) -> Path:
     return Path(snapshot_download(hub_id, allow_patterns=shards)) if shards else directory
 
 
-def where_to_put(hub_id: str, names: str) -> str:
+def where_to_put(hub_id: str, names: str, key: str = "backbone.weights") -> str:
     """What a user does whose machine does not reach the hub."""
     example = Path("data/01_raw/weights", hub_id.rpartition("/")[2]).absolute()
     return (
         f"Fetch these files of https://huggingface.co/{hub_id} elsewhere, put them into {example} or any other "
-        f"directory: {names}. Set backbone.weights to a directory that holds them"
+        f"directory: {names}. Set {key} to a directory that holds them"
     )
