@@ -32,6 +32,14 @@ def test_soft_targets_go_alone(change: dict[str, Any]) -> None:
     assert LossConfig(kind="soft_target").kind == "soft_target"
 
 
+def test_paths_in_an_architecture_start_from_the_root(tmp_path: Path) -> None:
+    architecture = {"width": 8, "text": "owner/gpt", "image": "./image.pth", "words": None, "mean": "./mean"}
+    backbone = BackboneConfig(name="res2net_gpt", architecture=architecture)
+    whole = {**architecture, "image": str(tmp_path / "image.pth")}
+    assert backbone.at(tmp_path, ("text", "image", "words", "absent")).architecture == whole
+    assert backbone.at(tmp_path) == backbone
+
+
 def test_relative_weights_start_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models" / "clip").mkdir(parents=True)
     (tmp_path / "models" / "clip.bin").touch()

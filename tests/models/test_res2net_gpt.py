@@ -188,6 +188,23 @@ def test_what_captioning_alone_needs_is_saved_and_does_not_train() -> None:
     assert backbone.model.text_projection.dropout.training
 
 
+def test_its_captioner_has_its_parts_and_not_copies_of_them() -> None:
+    backbone = small()
+    captioner = backbone.captioner()
+    assert backbone.writes
+    assert captioner.image_encoder is backbone.model.image
+    assert captioner.gpt is backbone.model.text
+    assert captioner.vocabulary == backbone.characters
+
+
+def test_the_normalisation_in_use_is_saved(tmp_path: Path) -> None:
+    backbone = small()
+    backbone.mean, backbone.std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    backbone.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    assert (again.mean, again.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
 def test_the_image_model_is_checkpointed_and_one_that_cannot_be_is_named() -> None:
     backbone = small()
     backbone.set_grad_checkpointing()
@@ -327,15 +344,44 @@ def test_weights_that_are_not_those_of_the_part_are_refused(tmp_path: Path) -> N
 
 
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
-    with pytest.raises(MissingWeightsError, match=r"image_weights: /.*/none is no file of weights, nor a directory"):
+    with pytest.raises(MissingWeightsError, match=r"architecture\.image_weights: there is no directory /.*/none\. Wan"):
         build(changed(image_weights=str(tmp_path / "none")), 0, TEXTS)
-    with pytest.raises(ArchitectureError, match=r"text_weights of res2net_gpt: there is no vocabulary /.*vocab.json"):
+    with pytest.raises(MissingWeightsError, match=rf"text_weights: {tmp_path} holds no vocab\.json, and no weights"):
         build(changed(text_weights=str(tmp_path)))
     Characters.learn(TEXTS).write(tmp_path / "vocab.json")
-    with pytest.raises(MissingWeightsError, match=rf"text_weights: {tmp_path} is no file of weights"):
+    with pytest.raises(MissingWeightsError, match=rf"text_weights: {tmp_path} holds no weights\.safetensors or model"):
         build(changed(text_weights=str(tmp_path)))
+    with pytest.raises(MissingWeightsError, match=r"text_weights: .*/vocab.json is a file. Give its directory"):
+        build(changed(text_weights=str(tmp_path / "vocab.json")))
     with pytest.raises(ArchitectureError, match="text_weights brings its own vocabulary"):
         build(changed(text_weights=str(tmp_path), vocabulary=str(tmp_path / "vocab.json")))
+
+
+def test_parts_may_lie_below_the_projects_root_or_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first: Any = build(SMALL["res2net_gpt"], 7, TEXTS)
+    first.save_pretrained(tmp_path / "weights" / "gpt")
+    torch.save(first.model.image.trunk.state_dict(), tmp_path / "weights" / "image.pth")
+    first.characters.write(tmp_path / "words.json")
+    paths = {"image_weights": "weights/image.pth", "text_weights": "weights/gpt"}
+    both: Any = build(changed(**paths), 0, root=tmp_path)
+    assert same(both.model.text, first.model.text)
+    assert same(both.model.image.trunk, first.model.image.trunk)
+    read: Any = build(changed(vocabulary="words.json"), root=tmp_path)
+    assert read.characters == first.characters
+    with pytest.raises(ArchitectureError, match="there is no vocabulary"):
+        build(changed(vocabulary="words.json"))
+
+    asked = []
+
+    def fetched(hub_id: str, wanted: Any) -> Path:
+        asked.append((hub_id, wanted))
+        return tmp_path / "weights" / "gpt"
+
+    monkeypatch.setattr("xmodal_kedro.models.weights._fetched", fetched)
+    hub: Any = build(changed(text_weights="owner/gpt"), root=tmp_path)
+    assert same(hub.model.text, first.model.text)
+    files = (("vocab.json",), ("weights.safetensors", "model.safetensors", "pytorch_model.bin"))
+    assert asked == [("owner/gpt", files)]
 
 
 def test_a_checkpoint_under_its_own_name_is_as_good(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a recipe says about one member: its backbone, its training, its encoding."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -71,9 +72,18 @@ class BackboneConfig(Frozen):
             raise ValueError("lora freezes all but its adapters, and unlocked_groups unlocks layers: set one alone")
         return self
 
-    def at(self, root: Path) -> "BackboneConfig":
-        """The same with the whole path of weights that lie, or should lie, below `root`; hub ids and tags stay."""
-        return self if self.weights is None else self.model_copy(update={"weights": weights_at(self.weights, root)})
+    def at(self, root: Path, keys: Collection[str] = ()) -> "BackboneConfig":
+        """The same with whole paths where they start, or should start, from `root`; hub ids and tags stay.
+
+        Args:
+            root: The project's.
+            keys: Of `architecture`, where the family looks for paths; see `Backbone.architecture_files`.
+        """
+        named = {key: value for key, value in (self.architecture or {}).items() if key in keys}
+        whole = {key: weights_at(value, root) for key, value in named.items() if isinstance(value, str)}
+        weights = None if self.weights is None else weights_at(self.weights, root)
+        architecture = None if self.architecture is None else {**self.architecture, **whole}
+        return self.model_copy(update={"weights": weights, "architecture": architecture})
 
 
 class RandAugmentConfig(Frozen):

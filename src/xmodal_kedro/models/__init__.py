@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 from xmodal_kedro.config.member import BackboneConfig
 from xmodal_kedro.config.weights import unsupported
@@ -44,7 +45,7 @@ def writers() -> list[str]:
     return sorted(name for name, backbone in registered().items() if backbone.writes)
 
 
-def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = ()) -> Backbone:
+def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = (), root: Path | None = None) -> Backbone:
     """Build the backbone of a member, frozen as its config says.
 
     Args:
@@ -52,6 +53,7 @@ def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = ()) -> B
             for weights of open_clip that lie without their open_clip_config.json.
         seed: Of random weights.
         texts: Train texts, for families that learn a vocabulary with random weights.
+        root: Folder that relative paths of the config start from, if not from the working directory.
 
     Raises:
         ValueError: The name is not registered, neither `weights` nor `architecture` is given, or both to a family that
@@ -60,6 +62,8 @@ def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = ()) -> B
         ArchitectureError: The architecture is none.
     """
     backbone_type = family(config.name)
+    if root is not None:
+        config = config.at(root, backbone_type.architecture_files)
     if config.weights is None and config.architecture is None:
         raise ValueError(f"backbone '{config.name}' needs either weights (pretrained) or architecture (random weights)")
     if config.weights is None:

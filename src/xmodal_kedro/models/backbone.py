@@ -69,6 +69,8 @@ class Backbone(nn.Module, Published, ABC):
     library_weights: ClassVar[str]  # name of the weight file that `save_pretrained` writes
     matches: ClassVar[bool] = False  # whether `image_states` and `match` are there
     writes: ClassVar[bool] = False  # whether `captioner` is there
+    # Keys of `architecture` that name weights of a part, published so, or (None) some other file.
+    architecture_files: ClassVar[Mapping[str, type[Published] | None]] = {}
     dual: ClassVar[bool] = True  # whether the loss needs nothing but the features: then a batch can be cut in parts
     context: int  # tokens of a text at most; each family sets what its model allows, and `tokenize` obeys it
 

@@ -27,7 +27,7 @@ from xmodal_kedro.models.captioner import Captioner
 from xmodal_kedro.models.characters import Characters
 from xmodal_kedro.models.gpt import GPT, GPTSizes
 from xmodal_kedro.models.published import read_published
-from xmodal_kedro.models.weights import MissingWeightsError
+from xmodal_kedro.models.weights import Published, find_weights
 
 CONFIG, VOCABULARY = "config.json", "vocab.json"
 MOST_CHARACTERS = 20_000  # that are learned where the config says nothing; captions have far fewer
@@ -61,8 +61,20 @@ class Architecture(Shape):
     )
     temperature: float = Field(TEMPERATURE, ge=0.01, le=1.0, description="where it starts")
     vocabulary: str | None = Field(None, description="a JSON of tokens and ids; none learns one")
-    image_weights: str | None = Field(None, description="tensors of the timm model: a file, or a directory with one")
-    text_weights: str | None = Field(None, description="directory of a GPT: vocab.json and its tensors")
+    image_weights: str | None = Field(None, description="tensors of the timm model: a file, a directory, a hub id")
+    text_weights: str | None = Field(None, description="of a GPT, vocab.json and its tensors: a directory, a hub id")
+
+
+class ImageFiles(Published):
+    """Of a timm model; the file alone will do, too."""
+
+    library_files = (WEIGHT_FILES,)
+
+
+class GPTFiles(Published):
+    """Of a model of this family, or of its GPT."""
+
+    library_files = ((VOCABULARY,), WEIGHT_FILES)
 
 
 class Projection(nn.Module):
@@ -120,11 +132,12 @@ class Res2NetGPTModel(nn.Module):
 class Res2NetGPT(Backbone):
     """`architecture`: see `Architecture`. `weights`: a directory that this class saved.
 
-    `architecture` may name weights of its parts: `image_weights`, such as timm's model.safetensors of res2next50, whose
+    `architecture` may name weights of its parts: `image_weights`, such as timm/res2next50.in1k of the hub, whose
     classifier is left out, and `text_weights`, a directory of this family, or of a GPT as in models/gpt.py.
     """
 
     writes = True
+    architecture_files = {"image_weights": ImageFiles, "text_weights": GPTFiles, "vocabulary": None}
     library_weights = "model.safetensors"
     library_files = ((CONFIG,), (VOCABULARY,), (WEIGHTS, library_weights))
 
@@ -200,15 +213,21 @@ class Res2NetGPT(Backbone):
         given = _validated(Architecture, architecture, "backbone.architecture of res2net_gpt")
         sizes = {"vocab_size": MOST_CHARACTERS, **given.text_config}
         gpt = _validated(GPTSizes, sizes, "backbone.architecture.text_config of res2net_gpt")
-        characters = _characters(given, texts, gpt.vocab_size)
+        if given.text_weights is not None and given.vocabulary is not None:
+            raise ArchitectureError(
+                "backbone.architecture.vocabulary: text_weights brings its own vocabulary, for other ids would mean "
+                "other characters to it; set vocabulary to null"
+            )
+        text_files = None if given.text_weights is None else _found(given.text_weights, "text_weights", GPTFiles)
+        characters = _characters(given, text_files, texts, gpt.vocab_size)
         shape = {name: getattr(given, name) for name in Shape.model_fields}
         settings = Settings(**shape, text_config=gpt.model_copy(update={"vocab_size": len(characters)}))
         with seeded(seed):
             model = Res2NetGPTModel(settings, given.temperature)
         if given.image_weights is not None:
-            _fill_image(model.image.trunk, _weight_file(given.image_weights, "image_weights"))
-        if given.text_weights is not None:
-            _fill_text(model.text, _weight_file(given.text_weights, "text_weights"))
+            _fill_image(model.image.trunk, _tensors(_found(given.image_weights, "image_weights", ImageFiles)))
+        if text_files is not None:
+            _fill_text(model.text, _tensors(text_files))
         return cls(model, settings, characters)
 
     @classmethod
@@ -260,34 +279,28 @@ def _trunk(name: str, image_size: int) -> nn.Module:
     return trunk
 
 
-def _characters(given: Architecture, texts: Sequence[str], limit: int) -> Characters:
+def _characters(given: Architecture, text_files: Path | None, texts: Sequence[str], limit: int) -> Characters:
     """The vocabulary that comes with the GPT, or lies in a file, or is in the train texts."""
-    if given.text_weights is not None and given.vocabulary is not None:
-        raise ArchitectureError(
-            "backbone.architecture.vocabulary: text_weights brings its own vocabulary, for other ids would mean other "
-            "characters to it; set vocabulary to null"
-        )
     try:
-        if given.text_weights is not None:
-            return Characters.read(Path(given.text_weights).expanduser() / VOCABULARY)
+        if text_files is not None:
+            return Characters.read(text_files / VOCABULARY)
         if given.vocabulary is not None:
             return Characters.read(Path(given.vocabulary).expanduser())
         return Characters.learn(texts, limit)
     except ArchitectureError as error:
-        key = "text_weights" if given.text_weights is not None else "vocabulary"
+        key = "vocabulary" if text_files is None else "text_weights"
         raise ArchitectureError(f"backbone.architecture.{key} of res2net_gpt: {error}") from error
 
 
-def _weight_file(source: str, key: str) -> Path:
-    """A weight file, given by its own path or by that of its directory."""
-    path = Path(source).expanduser()
-    file = next((file for name in WEIGHT_FILES if (file := path / name).is_file()), path)
-    if not file.is_file():
-        raise MissingWeightsError(
-            f"backbone.architecture.{key}: {path.absolute()} is no file of weights, nor a directory with one of "
-            f"{', '.join(WEIGHT_FILES)}. Put one there, or set {key} to null"
-        )
-    return file
+def _found(weights: str, key: str, part: type[Published]) -> Path:
+    """The directory of a part's weights, or their file where one will do."""
+    path = Path(weights).expanduser()
+    return path if part.is_file(path) else find_weights(weights, part, f"backbone.architecture.{key}")
+
+
+def _tensors(place: Path) -> Path:
+    """The file of weights in a directory, or a file itself."""
+    return next((file for name in WEIGHT_FILES if (file := place / name).is_file()), place)
 
 
 def _fill_image(trunk: Any, file: Path) -> None:

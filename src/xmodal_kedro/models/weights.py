@@ -35,6 +35,11 @@ class Published:
         """What a directory lacks that loading wants from it, as a sentence without its stop; None if nothing."""
         return lacking(directory, cls.library_files)
 
+    @classmethod
+    def is_file(cls, path: Path) -> bool:
+        """Whether a path is the one file that loading wants; then it needs no directory around it."""
+        return len(cls.library_files) == 1 and path.is_file()
+
 
 def find_weights(weights: str, family: type[Published], key: str = "backbone.weights") -> Path:
     """Find the directory of a model, fetching it if `weights` is a hub id that is not cached.

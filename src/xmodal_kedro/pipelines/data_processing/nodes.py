@@ -139,7 +139,8 @@ def complete_attributes(
         from xmodal_kedro.retrieval.embed import embed_images, embed_texts
         from xmodal_kedro.training.device import pick_device
 
-        model = build(backbone, seed, texts=pairs["text"].dropna().unique().tolist()) if len(rows) else None
+        texts = pairs["text"].dropna().unique().tolist()
+        model = build(backbone, seed, texts, root=project_path()) if len(rows) else None
         encode = {
             "batch_size": member.embed.batch_size,
             "device": pick_device(runtime),

@@ -103,7 +103,8 @@ def train_and_write(job: TrainJob) -> DataFrame:
     member, images, device = job.member, ImageStore.open(job.images), pick_device(job.runtime)
     captions = cleaned(job.train_captions, member.train.clean_text)  # first: texts that become equal share their key
     examples = train_examples(captions, images, job.relevance, member.train.loss)
-    backbone = build(member.backbone.at(job.project), member.train.seed, texts=examples["text"].unique().tolist())
+    texts = examples["text"].unique().tolist()
+    backbone = build(member.backbone, member.train.seed, texts, root=job.project)
     if rank() == 0:
         log.info("%s: %d pairs on %s", member.name, len(examples), device)
     with _reports(member) as report:
