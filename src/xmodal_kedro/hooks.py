@@ -67,18 +67,26 @@ class ProjectHook:
         loaded = {node.namespace for node in pipeline.nodes if "train" in node.tags}
         if recipe.completion and "completed_attributes" in pipeline.all_outputs():
             loaded.add(recipe.completion.member)
-        from xmodal_kedro.data.preflight import PreflightError, check
+        from xmodal_kedro.data.preflight import PreflightError, Report, check
 
         members = {name: member for name, member in recipe.members.items() if name in loaded}
         drawn = self.project / recipe.synthetic.folder if recipe.synthetic else None
-        for data in reads or ([None] if members else []):
-            report = check(data, recipe.images, members, recipe.runtime, self.project, drawn)
-            for warning in report.warnings:
-                log.warning(warning)
-            try:
-                report.raise_if_failed()
-            except PreflightError as error:
-                raise click.ClickException(str(error)) from error
+        reports = [
+            check(data, recipe.images, members, recipe.runtime, self.project, drawn)
+            for data in reads or ([None] if members else [])
+        ]
+        captioners = {name: one for name, one in recipe.captioners.items() if f"params:{name}" in pipeline.inputs()}
+        if captioners:
+            from xmodal_kedro.data.weight_checks import check_captioners
+
+            reports.append(check_captioners(captioners, recipe.members, self.project))
+        report = Report.merged(reports)
+        for warning in report.warnings:
+            log.warning(warning)
+        try:
+            report.raise_if_failed()
+        except PreflightError as error:
+            raise click.ClickException(str(error)) from error
 
     @hook_impl(trylast=True)
     def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
@@ -90,6 +98,10 @@ class ProjectHook:
             print(f"\n{render(catalog.load('leaderboard'))}")
             if len(self.recipe.members) > 1 or self.recipe.ensemble.rerank:
                 print(render_gain(catalog.load("comparison")))
+        if "caption_leaderboard" in outputs:
+            from xmodal_kedro.reporting.captions import render_captions
+
+            print(f"\n{render_captions(catalog.load('caption_leaderboard'), catalog.load('caption_comparison'))}")
         places = {name: self._place(catalog, name) for name in sorted(outputs)}
         width = max(map(len, places), default=0)
         print("\nWritten by this run:")

@@ -145,6 +145,13 @@ def test_images_of_dev_and_val_are_captioned(tmp_path):
     assert found["nearest"] == {"d.png": "一辆红车", "e.png": "蓝天"}
 
 
+def test_an_image_that_is_not_packed_is_left_out(tmp_path):
+    store, captions = store_and_table(tmp_path)
+    lost = pd.DataFrame({"image_id": ["f.png", "g.png"], "split": ["train", "val"], "text": ["一辆车", "天空"]})
+    found = baseline_captions(pd.concat([lost, captions]), store, "characters")
+    assert found == baseline_captions(captions, store, "characters")
+
+
 def test_without_train_or_without_references_there_is_nothing_to_compare_with(tmp_path, caplog):
     store, captions = store_and_table(tmp_path)
     caplog.set_level(logging.INFO)

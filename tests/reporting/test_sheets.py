@@ -66,6 +66,15 @@ def test_a_long_caption_is_cut_with_an_ellipsis_and_a_short_one_is_not():
     assert " ".join(sheets._wrapped(" ".join(words), 80, 9, font)).split() == words
 
 
+def test_a_line_break_begins_a_new_line_as_long_as_there_are_any():
+    def lines_of(caption: str, lines: int) -> int:
+        return int((np.diff(dark_area(caption, lines=lines).any(1).astype(int)) == 1).sum())
+
+    assert lines_of("HH", 3) == 1
+    assert lines_of("H\nH", 3) == 2
+    assert lines_of("H\n\nH\nH\nH", 3) == 3
+
+
 def test_a_machine_without_chinese_fonts_draws_all_the_same(monkeypatch):
     monkeypatch.setattr(sheets, "FONT_FOLDERS", ())
     assert find_cjk_font() is None

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import sparse
 from tqdm import tqdm
 
+from xmodal_kedro.captioning.judge import JUDGED
 from xmodal_kedro.captioning.metrics.cider import ORDER, SCALE, SIGMA, Frequencies, cider_d
 from xmodal_kedro.captioning.metrics.scores import Tokens
 from xmodal_kedro.captioning.metrics.tokenisers import TOKENISERS
@@ -25,7 +26,6 @@ from xmodal_kedro.data.image_store import ImageStore
 log = logging.getLogger(__name__)
 
 CONSTANT, NEAREST = "constant", "nearest"
-JUDGED = ("dev", "val")
 SIDE = 16  # of the thumbnails by which photos are compared, in pixels
 AT_MOST = 30_000  # train images that are looked at; of more, so many evenly taken: this bounds memory and time
 AT_ONCE = 1 << 22  # distances in a block
@@ -37,16 +37,14 @@ def baseline_captions(captions: pd.DataFrame, images: ImageStore, tokeniser: str
 
     Args:
         captions: The caption table.
-        images: The packed images.
+        images: The packed images; an image that is not among them is left out.
         tokeniser: How CIDEr-D cuts texts: `characters`, `words` or `ptb`.
 
     Returns:
         `constant` and `nearest`, each image id to its caption. Empty where train has fewer than two images with
         sentences, as in a recipe whose captioners are not trained here: the log says so.
-
-    Raises:
-        KeyError: An image is not among the packed ones.
     """
+    captions = captions[captions["image_id"].isin(images.ids)]
     train = TrainSentences(_thinned(references_of(captions, "train")), tokeniser)
     wanted = list(dict.fromkeys(chain.from_iterable(references_of(captions, split) for split in JUDGED)))
     if len(train.images) < 2 or not wanted:

@@ -34,11 +34,14 @@ class SheetDataset(AbstractVersionedDataset[Image.Image, Image.Image]):
         final = Path(self._get_save_path())
         final.parent.mkdir(parents=True, exist_ok=True)
         unfinished = final.with_name(f".{final.name}.unfinished")
-        with unfinished.open("wb") as file:
-            data.save(file, format="PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(final)
+        try:
+            with unfinished.open("wb") as file:
+                data.save(file, format="PNG")
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(final)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def preview(self) -> ImagePreview:
         """The sheet itself."""

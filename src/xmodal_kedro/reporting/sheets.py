@@ -40,8 +40,9 @@ def contact_sheet(
 ) -> Image.Image:
     """Draw a sheet of images and their captions.
 
-    Captions are wrapped between words, or between characters where a word (or a Chinese sentence) is too long, and
-    end with an ellipsis where they do not fit. Letters that no font has are drawn as boxes or question marks.
+    Captions are wrapped at their own line breaks, between words, or between characters where a word (or a Chinese
+    sentence) is too long, and end with an ellipsis where they do not fit. Letters that no font has are drawn as boxes
+    or question marks.
 
     Args:
         images: Each uint8 [H, W, 3] or [H, W]; shown with its own aspect ratio.
@@ -72,7 +73,8 @@ def contact_sheet(
         draw.rectangle((x, y, x + cell - 1, y + cell - 1), fill=_EMPTY)
         image = _fitted(Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB"), cell)
         sheet.paste(image, (x + (cell - image.width) // 2, y + (cell - image.height) // 2))
-        for number, line in enumerate(_wrapped(caption, cell, lines, font)):
+        wrapped = [line for part in caption.split("\n") for line in _wrapped(part, cell, lines, font)]
+        for number, line in enumerate(wrapped[:lines]):
             draw.text((x, y + cell + _GAP // 2 + number * line_height), line, fill=_INK, font=font)
     return sheet
 

@@ -36,7 +36,7 @@ def track2_submission(texts: pd.DataFrame, ranked: pd.DataFrame, top_k: int = 10
     Raises:
         ValueError: A query has no image at all.
     """
-    names = _file_names(ranked["gallery_id"])
+    names = file_names(ranked["gallery_id"])
     best = ranked[ranked["rank"] <= top_k].sort_values(["query_id", "rank"], kind="stable")
     images = best["gallery_id"].map(names).groupby(best["query_id"]).agg(list).to_dict()
     results = []
@@ -68,7 +68,7 @@ def matching_csv(texts: pd.DataFrame, matched: pd.DataFrame, name_column: str = 
     for column in ("text_id", "image_id"):
         if (twice := matched.duplicated(["group", column])).any():
             raise ValueError(f"{column} {matched.loc[twice, column].iloc[0]} is matched twice: this is not one to one.")
-    names = _file_names(matched["image_id"])
+    names = file_names(matched["image_id"])
     partner = dict(zip(matched["text_id"], matched["image_id"].map(names), strict=True))
     return pd.DataFrame({name_column: pd.array([partner.get(text, "") for text in texts["text_id"]], dtype="str")})
 
@@ -216,7 +216,7 @@ def _places(table: pd.DataFrame, texts: pd.DataFrame, column: str | None, where:
     return places
 
 
-def _file_names(images: pd.Series) -> dict[str, str]:
+def file_names(images: pd.Series) -> dict[str, str]:
     """Image id to the last part of its path, or to the whole path where another image has the same last part."""
     distinct = pd.Series(images.unique(), dtype="str")
     names = distinct.map(lambda image: PurePosixPath(image).name)
