@@ -39,7 +39,7 @@ class EnsembleCaptioner:
             mix: What is averaged.
 
         Raises:
-            VocabularyMismatchError: Two members have different vocabularies.
+            VocabularyMismatchError: Two members that have a say have different vocabularies.
             ValueError: There are no members, or the weights are not theirs or make no mean.
         """
         if not members:
@@ -48,11 +48,13 @@ class EnsembleCaptioner:
             raise ValueError(f"mix is '{mix}': an ensemble of captioners mixes 'logits' or 'probabilities'")
         names = list(members)
         shares = _shares(names, weights)
-        for name in names[1:]:
-            _compare(names[0], members[names[0]].vocabulary, name, members[name].vocabulary)
-        self.vocabulary = members[names[0]].vocabulary
+        speaking = {name: (members[name], share) for name, share in zip(names, shares, strict=True) if share}
+        first, *others = speaking
+        for name in others:
+            _compare(first, members[first].vocabulary, name, members[name].vocabulary)
+        self.vocabulary = members[first].vocabulary
         self.mix = mix
-        self.members = [(members[name], share) for name, share in zip(names, shares, strict=True) if share]
+        self.members = list(speaking.values())
 
     def begin(self, images: Tensor, steps: int) -> States:
         """Images [B, ...] to the states of all members, for so many steps at most."""

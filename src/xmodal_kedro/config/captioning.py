@@ -95,6 +95,13 @@ class CaptionEnsembleConfig(Frozen):
     weights: dict[str, Annotated[float, Field(ge=0.0, allow_inf_nan=False)]] | Literal["equal"] = "equal"
     mix: Literal["logits", "probabilities"] = "logits"
 
+    @field_validator("weights")
+    @classmethod
+    def _one_has_a_say(cls, weights: dict[str, float] | str) -> dict[str, float] | str:
+        if isinstance(weights, dict) and not any(weights.values()):
+            raise ValueError("no captioner has a weight above zero: give one at least")
+        return weights
+
 
 class CaptioningConfig(Frozen):
     """How captions are decoded, judged and handed in."""

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError, field_validator, model_validator
 
@@ -93,6 +93,7 @@ class Recipe(Frozen):
                 f"captioning.ensemble.weights are those of {', '.join(mixed)}; the captioners are "
                 f"{', '.join(self.captioners) or 'none'}: give each one its weight"
             )
+        self._check_mixed_captioners(mixed)
         for name, member in self.members.items():
             for group, prompts in (member.prompts or {}).items():
                 if prompts.query != QueryForm():
@@ -102,6 +103,17 @@ class Recipe(Frozen):
                     )
             PromptsConfig(vehicle_group=self.prompts.vehicle_group, groups=member.prompts or {})
         return self
+
+    def _check_mixed_captioners(self, weights: dict[str, float] | Literal["equal"]) -> None:
+        shares = dict.fromkeys(self.captioners, 1.0) if weights == "equal" else weights
+        speaking = [name for name, share in shares.items() if share]
+        kinds = {self.captioners[name].member is None: name for name in reversed(speaking)}
+        if len(kinds) > 1:
+            raise ValueError(
+                f"captioning.ensemble: '{kinds[False]}' is trained from a member and '{kinds[True]}' has weights of "
+                "transformers, and their vocabularies are never the same. Set captioning.ensemble.weights to 0 for one "
+                "of the two kinds, or leave it out of captioner_names"
+            )
 
 
 NAMED = {"members": "member_names", "captioners": "captioner_names"}

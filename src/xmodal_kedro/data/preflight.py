@@ -6,65 +6,32 @@ or downloaded; a check takes milliseconds to a few seconds for huge image folder
 
 from __future__ import annotations
 
-import difflib
 import glob
-import json
-import math
 import os
 import re
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
 
 from xmodal_kedro.config.data import DataConfig, ImagesConfig, Source
 from xmodal_kedro.config.ensemble import RuntimeConfig
 from xmodal_kedro.config.member import MemberConfig
-from xmodal_kedro.config.weights import WeightsSource, unsupported, weights_source
+from xmodal_kedro.data.findings import PreflightError, Report, is_lfs_pointer, nearest
 from xmodal_kedro.data.manifest import MANIFEST
 from xmodal_kedro.data.paths import IMAGE_SUFFIXES
+from xmodal_kedro.data.weight_checks import check_member
 
-if TYPE_CHECKING:
-    from xmodal_kedro.models.backbone import Backbone
+__all__ = ["PreflightError", "Report", "check"]
 
 GIB = 1 << 30
 PROCESS_BYTES = 3 * GIB // 2  # Python with torch and the tables of a data set of moderate size
 DECODER_BYTES = GIB // 4  # a decoding process with a camera-sized PNG
 TRAINED_BYTES = 16  # per parameter, fp32: weights, gradients and the two moments of AdamW
 LOADED_BYTES = 4
-
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-_LFS = b"version https://git-lfs"
-_SHARD = re.compile(r"-\d+-of-\d+")
-
-
-class PreflightError(RuntimeError):
-    """The run cannot succeed; the message lists all that is missing, and what to put where."""
-
-
-@dataclass
-class Report:
-    """What a check found: problems end the run, warnings do not."""
-
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def raise_if_failed(self) -> None:
-        """Do nothing if there are no problems.
-
-        Raises:
-            PreflightError: One error with every problem.
-        """
-        if self.problems:
-            lines = "\n".join(f"- {problem}" for problem in self.problems)
-            raise PreflightError(f"this run cannot succeed yet:\n{lines}")
 
 
 def check(
@@ -95,7 +62,7 @@ def check(
     """
     report = Report()
     n_images = 0 if data is None else _check_data(data, project, drawn, report)
-    parameters = {name: _check_member(name, member, images, project, report) for name, member in members.items()}
+    parameters = {name: check_member(name, member, images, project, report) for name, member in members.items()}
     _check_disk(n_images, images, parameters, project, report)
     _check_memory(data is not None, images, parameters, runtime, report)
     _check_device(runtime.device, report)
@@ -129,15 +96,15 @@ def _source_problems(key: str, source: Source, root: Path) -> Iterator[str]:
                 yield f"{key}.file: nothing matches '{source.file}' under {root}. Put the shards there."
         for file in files:
             if not file.is_file():
-                yield f"{key}.file: there is no file {file}{_nearest(file)}. Put it there, or correct the key."
+                yield f"{key}.file: there is no file {file}{nearest(file)}. Put it there, or correct the key."
             elif file.stat().st_size == 0:
                 yield f"{key}.file: {file} is empty (0 bytes). Copy it again."
-            elif _is_lfs_pointer(file):
+            elif is_lfs_pointer(file):
                 yield f"{key}.file: {file} is only a Git LFS pointer. Fetch the content with: git lfs pull"
     if source.images is not None:
         folder = root / source.images
         if not folder.is_dir():
-            yield f"{key}.images: there is no folder {folder}{_nearest(folder)}. Put the images there."
+            yield f"{key}.images: there is no folder {folder}{nearest(folder)}. Put the images there."
         elif next(_images_below(folder), None) is None:
             yield f"{key}.images: {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}). Put them there."
 
@@ -161,133 +128,6 @@ def _rows(shard: Path) -> int:
         return pq.read_metadata(shard).num_rows
     except (pa.ArrowException, OSError):  # the reader will name it
         return 0
-
-
-def _check_member(name: str, member: MemberConfig, images: ImagesConfig, project: Path, report: Report) -> int:
-    """Returns how many parameters the weights hold; 0 where that is unknown."""
-    from xmodal_kedro.models import family
-
-    try:
-        kind = family(member.backbone.name)
-    except ValueError as error:
-        report.problems.append(f"{name}: {error}.")
-        return 0
-    if reason := kind.refusal(member.train):
-        report.problems.append(f"{name}: {reason}.")
-    return _check_weights(name, member, kind, images, project, report)
-
-
-def _check_weights(
-    name: str, member: MemberConfig, kind: type[Backbone], images: ImagesConfig, project: Path, report: Report
-) -> int:
-    weights = member.backbone.weights
-    if weights is None:
-        return 0
-    key = f"{name}.backbone.weights"
-    family, named = member.backbone.name, member.backbone.architecture is not None
-    if reason := unsupported(family, weights):
-        report.problems.append(f"{key}: {reason}.")
-        return 0
-    if named and family != "open_clip":
-        report.problems.append(f"{key}: {family} reads its architecture from the weights. Set architecture to null.")
-        return 0
-    source = weights_source(weights, project)
-    if source.kind == "directory":
-        if not named:
-            _check_image_size(key, source.path, kind, images, report)
-        return _check_weight_files(key, source.path, None if named else kind, report)
-    if source.kind == "file" and named:
-        return _check_parameters(key, [source.path], report)
-    if source.kind == "hub":
-        return _check_hub(key, source.hub_id, kind, report)
-    if source.kind == "tag":
-        return _check_tag(key, source, report)
-    if source.kind == "file":
-        named_too = ", or set architecture to {model_name: ...}" if family == "open_clip" else ""
-        report.problems.append(f"{key}: {source.path} is a file. Give the directory of weights and config{named_too}.")
-    else:
-        report.problems.append(
-            f"{key}: there is no directory {source.path}{_nearest(source.path)}. Put the weights with their config "
-            "there, or correct the key."
-        )
-    return 0
-
-
-def _check_image_size(key: str, directory: Path, kind: type[Backbone], images: ImagesConfig, report: Report) -> None:
-    """Only where a config says the size: what it does not say, building the model does."""
-    keys = ("model_cfg", "vision_cfg") if kind.name == "open_clip" else ("vision_config",)
-    try:
-        found: Any = json.loads((directory / kind.library_files[0][0]).read_text(encoding="utf-8"))
-        for part in (*keys, "image_size"):
-            found = found[part]
-    except (OSError, KeyError, TypeError, ValueError):
-        return
-    if isinstance(found, int) and found > images.size:
-        report.problems.append(
-            f"{key}: this model wants images of {found} px, images.size is {images.size}, and images are not scaled "
-            f"up. Set images.size to at least {found}."
-        )
-
-
-def _check_tag(key: str, source: WeightsSource, report: Report) -> int:
-    from open_clip import get_pretrained_cfg
-
-    published = get_pretrained_cfg(source.model, source.tag)
-    if not published:
-        report.problems.append(f"{key}: open_clip has no weights '{source.tag}' for a model '{source.model}'.")
-        return 0
-    return _check_hub(key, published["hf_hub"].strip("/"), None, report)
-
-
-def _check_hub(key: str, hub_id: str, kind: type[Backbone] | None, report: Report) -> int:
-    from huggingface_hub import constants
-
-    cached = Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
-    for snapshot in sorted(cached.glob("snapshots/*")):
-        holds_weights = any(file.suffix in _WEIGHT_SUFFIXES and file.exists() for file in snapshot.rglob("*"))
-        # Online, what a cached model lacks is fetched.
-        if holds_weights and (constants.HF_HUB_OFFLINE or kind is None or not kind.missing_files(snapshot)):
-            return _check_weight_files(key, snapshot, kind, report)
-    if constants.HF_HUB_OFFLINE:
-        report.problems.append(
-            f"{key}: '{hub_id}' is not in the local cache ({cached}), and HF_HUB_OFFLINE forbids to fetch it. Copy the "
-            "model into a directory and name that, or unset HF_HUB_OFFLINE."
-        )
-    else:
-        report.warnings.append(f"{key}: '{hub_id}' is not in the local cache, so it will be downloaded ({cached}).")
-    return 0
-
-
-def _check_weight_files(key: str, directory: Path, kind: type[Backbone] | None, report: Report) -> int:
-    """Without a family, the architecture is known without a config: weights are enough."""
-    files = [file for file in sorted(directory.rglob("*")) if file.suffix in _WEIGHT_SUFFIXES and file.is_file()]
-    missing = kind.missing_files(directory) if kind else None
-    if missing:
-        report.problems.append(f"{key}: {missing}.")
-    elif not files:
-        names = ", ".join(f"*{suffix}" for suffix in _WEIGHT_SUFFIXES)
-        report.problems.append(f"{key}: {directory} holds no weights ({names}). Put them there.")
-    return _check_parameters(key, files, report)
-
-
-def _check_parameters(key: str, files: Iterable[Path], report: Report) -> int:
-    counts: Counter[str] = Counter()
-    for file in files:
-        if _is_lfs_pointer(file):
-            report.problems.append(f"{key}: {file} is only a Git LFS pointer. Fetch the weights with: git lfs pull")
-        elif file.suffix == ".safetensors":
-            try:
-                # A model in several shards adds up; the same model under several names does not.
-                counts[_SHARD.sub("", file.name)] += _count_parameters(file)
-            except SafetensorError:
-                report.problems.append(f"{key}: {file} is cut short or no safetensors file. Copy it again.")
-    return max(counts.values(), default=0)
-
-
-def _count_parameters(file: Path) -> int:
-    """Parameters of a safetensors file; only its header is read, which also tells whether the file is whole."""
-    with safe_open(file, framework="numpy") as tensors:
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
 
 
 def _check_disk(
@@ -359,21 +199,8 @@ def _check_device(device: str, report: Report) -> None:
         report.problems.append(f"runtime.device: there is no '{device}', the last GPU is cuda:{there - 1}.")
 
 
-def _nearest(path: Path) -> str:
-    """A name beside a missing one that it may be a slip of."""
-    if not path.parent.is_dir():
-        return ""
-    close = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1, cutoff=0.7)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
 def _nearest_existing(place: Path) -> Path:
     return next(parent for parent in (place, *place.absolute().parents) if parent.exists())
-
-
-def _is_lfs_pointer(file: Path) -> bool:
-    with file.open("rb") as content:
-        return content.read(len(_LFS)) == _LFS
 
 
 def _gib(amount: int) -> str:
