@@ -29,23 +29,26 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig
 
 from benchmarks.contest import Options
+from xmodal_kedro.config.captioning import CaptionerConfig
 from xmodal_kedro.config.member import MemberConfig
 from xmodal_kedro.config.recipe import read_recipe
 from xmodal_kedro.config_loader import CONFIG_LOADER_ARGS, RecipeConfigLoader
 from xmodal_kedro.models import build
 from xmodal_kedro.models.backbone import Backbone
 from xmodal_kedro.retrieval.embed import embed_images
-from xmodal_kedro.training.footprint import GIB, Footprint, footprint, meta_device
+from xmodal_kedro.training.footprint import GIB, Footprint, captioner_footprint, footprint, meta_device
 from xmodal_kedro.training.loop import train
 
 ROOT = Path(__file__).parents[1]
-RECIPES = ("iflytek", "contrastive", "traffic_a3r", "traffic_first")
+RECIPES = ("iflytek", "contrastive", "traffic_a3r", "traffic_first", "clipcap_zh")
+PROCESSES = {"traffic_first": 4, "clipcap_zh": 2}  # that the publication trained on, where it says so
 WORDS = ["a red car", "a man in a long coat", "一只狗在草地上"]
 STEPS = 6  # measured; the first one is not counted
 MARKED = re.compile(r"<!-- memory -->\n.*?<!-- /memory -->", re.DOTALL)
 
 # Lengths of captions: that of the context where captions are long, else what they are cut or trimmed to.
-TOKENS = {"chinese_clip": 52, "open_clip": 77, "blip": 100, "resnet_roberta": 32}
+TOKENS = {"chinese_clip": 52, "open_clip": 77, "blip": 100, "resnet_roberta": 32, "res2net_gpt": 40}
+CHARACTERS = 6000  # of a vocabulary that is learned from captions: those of a million Chinese ones, about
 
 
 def _vocabulary(folder: Path, size: int) -> str:
@@ -111,6 +114,14 @@ def _xlm_roberta(folder: Path) -> dict[str, Any]:
     return {**config, "text_cfg": {**text, "hf_model_pretrained": False}}
 
 
+def _res2net_gpt(folder: Path, architecture: dict[str, Any]) -> dict[str, Any]:
+    """What the recipe says itself, but for weights of parts and for characters, which it would learn."""
+    file = folder / "characters.json"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(chr(0x4E00 + i) for i in range(CHARACTERS - 4))]
+    file.write_text(json.dumps({token: row for row, token in enumerate(tokens)}))
+    return {**architecture, "image_weights": None, "text_weights": None, "vocabulary": str(file)}
+
+
 ARCHITECTURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "OFA-Sys/chinese-clip-vit-huge-patch14": _chinese_clip_huge,
     "data/01_raw/contrastive/pretrains": _resnet_roberta,
@@ -128,6 +139,7 @@ class FullSize:
     recipe: str
     member: MemberConfig  # as the recipe has it, with random weights
     processes: int  # that the publication trained on: they share the batch
+    captioners: tuple[CaptionerConfig, ...] = ()  # that begin with it
 
     @property
     def pairs(self) -> int:
@@ -148,11 +160,16 @@ def full_size(recipes: tuple[str, ...] = RECIPES) -> Iterator[list[FullSize]]:
         found = []
         for recipe in recipes:
             parameters = RecipeConfigLoader(ROOT / "conf", recipe, **CONFIG_LOADER_ARGS)["parameters"]
-            for member in read_recipe(parameters).members.values():
-                architecture = ARCHITECTURES[str(member.backbone.weights)](Path(folder))
+            read = read_recipe(parameters)
+            for name, member in read.members.items():
+                if member.backbone.weights is None:
+                    architecture = _res2net_gpt(Path(folder), member.backbone.architecture or {})
+                else:
+                    architecture = ARCHITECTURES[member.backbone.weights](Path(folder))
                 backbone = member.backbone.model_copy(update={"weights": None, "architecture": architecture})
-                processes = 4 if recipe == "traffic_first" else 1
-                found.append(FullSize(recipe, member.model_copy(update={"backbone": backbone}), processes))
+                captioners = tuple(one for one in read.captioners.values() if one.member == name)
+                sized = member.model_copy(update={"backbone": backbone})
+                found.append(FullSize(recipe, sized, PROCESSES.get(recipe, 1), captioners))
         yield found
 
 
@@ -163,19 +180,40 @@ def estimate(one: FullSize) -> Footprint:
     return footprint(backbone.train(), one.member.train, min(one.tokens, backbone.context))
 
 
+def estimate_captioner(one: FullSize, captioner: CaptionerConfig) -> Footprint:
+    """What training a captioner takes that begins with the member."""
+    with meta_device():
+        backbone = build(one.member.backbone, texts=WORDS)
+    writer: Any = backbone.captioner().train().requires_grad_(True)
+    assert captioner.train is not None
+    return captioner_footprint(writer, backbone.image_size, captioner.train, one.tokens)
+
+
 def memory_table(estimates: list[tuple[FullSize, Footprint]]) -> str:
-    """The table of a recipe's page."""
+    """The table of a recipe's page; captioners that are trained alike share a row."""
     lines = [
         "| member | parameters | trained | weights, gradients, AdamW | one pair in training | at once | in all |",
         "|---|---|---|---|---|---|---|",
     ]
     for one, found in estimates:
-        lines.append(
-            f"| `{one.member.name}` | {found.parameters / 1e6:.1f} M | {found.trainable / 1e6:.1f} M "
-            f"| {found.total(0) / GIB:.1f} GiB | {found.activations_per_pair / (1 << 20):.0f} MiB "
-            f"| {one.pairs} pairs | {found.total(one.pairs) / GIB:.1f} GiB |"
-        )
+        lines.append(_row(f"`{one.member.name}`", found, one.pairs, "pairs"))
+        alike: dict[tuple[int, str], list[CaptionerConfig]] = {}
+        for captioner in one.captioners:
+            assert captioner.train is not None
+            at_once = -(-captioner.train.batch_size // one.processes)
+            alike.setdefault((at_once, captioner.train.precision), []).append(captioner)
+        for (at_once, _), captioners in alike.items():
+            names = ", ".join(f"`{captioner.name}`" for captioner in captioners)
+            lines.append(_row(names, estimate_captioner(one, captioners[0]), at_once, "captions"))
     return "\n".join(lines) + "\n"
+
+
+def _row(names: str, found: Footprint, at_once: int, unit: str) -> str:
+    return (
+        f"| {names} | {found.parameters / 1e6:.1f} M | {found.trainable / 1e6:.1f} M "
+        f"| {found.total(0) / GIB:.1f} GiB | {found.activations_per_pair / (1 << 20):.0f} MiB "
+        f"| {at_once} {unit} | {found.total(at_once) / GIB:.1f} GiB |"
+    )
 
 
 def run(options: Options) -> list[dict[str, Any]]:

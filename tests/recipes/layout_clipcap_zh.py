@@ -1,4 +1,4 @@
-"""The corpora of the captioning recipe from Flickr8k: Chinese sentences, and English ones laid out alike beside them."""
+"""The corpora of the captioning recipe from Flickr8k: with Chinese sentences, and beside them with English ones."""
 
 from __future__ import annotations
 

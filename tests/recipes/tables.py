@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ ALLOWED_IN_TWINS = re.compile(
     r"data\.root|predict\.root|prompts\.vocabulary\.(brands|types)|images\.size"
     r"|\w+\.backbone\.(weights|architecture|context|lora|unlocked_groups)(\.\w+)*"
     r"|\w+\.train\.(lr|warmup_steps|epochs|schedule|schedule_epochs|batch_size|micro_batch|loss\.momentum\.queue_size)"
-    r"|\w+\.embed\.batch_size"
+    r"|\w+\.train\.captions_per_image|\w+\.embed\.batch_size"
 )
 
 
@@ -49,18 +50,19 @@ def recipes() -> list[str]:
 
 
 def loaded(env: str) -> dict[str, Any]:
-    """The un-overridden parameters of an environment: every key with its value or default, members by their names.
+    """The un-overridden parameters of an environment: every key with its value or default, models by their names.
 
     The user's own layer, conf/local, is left out.
     """
     recipe = read_recipe(_parameters(env)).model_dump()
-    return recipe | recipe.pop("members")
+    models = recipe.pop("members") | recipe.pop("captioners")
+    return recipe | models
 
 
-def members_of(env: str) -> list[str]:
-    """Names of the members of an environment."""
-    names: list[str] = _parameters(env)["member_names"]
-    return names
+def models_of(env: str) -> list[str]:
+    """Names of the members and captioners of an environment."""
+    parameters = _parameters(env)
+    return [*parameters["member_names"], *parameters.get("captioner_names", [])]
 
 
 def set_by(env: str) -> list[str]:
@@ -95,19 +97,19 @@ def difference(recipe: dict[str, Any], twin: dict[str, Any]) -> dict[str, tuple[
 
 
 def published(page: Path) -> list[Published]:
-    """The rows of the tables of parameters; `*.train.lr` stands for that key of every member."""
-    members = members_of(page.stem)
-    rows = [Published(*cells) for cells in _rows(page.read_text(encoding="utf-8"), PUBLISHED)]
-    return [
-        row._replace(parameter=f"{name}{row.parameter[1:]}" if row.parameter.startswith("*.") else row.parameter)
-        for row in rows
-        for name in (members if row.parameter.startswith("*.") else members[:1])
-    ]
+    """The rows of the tables of parameters; `*.train.lr` stands for that key of every model, `a_*` for some."""
+    models = models_of(page.stem)
+    found = []
+    for row in (Published(*cells) for cells in _rows(page.read_text(encoding="utf-8"), PUBLISHED)):
+        found += [row._replace(parameter=parameter) for parameter in _spelt_out(row.parameter, models)]
+    return found
 
 
 def overrides(page: Path) -> list[Override]:
-    """The rows of the table of what the twin overrides."""
-    return [Override(*cells) for cells in _rows(page.read_text(encoding="utf-8"), OVERRIDES)]
+    """The rows of the table of what the twin overrides, with wildcards as in `published`."""
+    models = models_of(page.stem)
+    rows = [Override(*cells) for cells in _rows(page.read_text(encoding="utf-8"), OVERRIDES)]
+    return [row._replace(parameter=parameter) for row in rows for parameter in _spelt_out(row.parameter, models)]
 
 
 def parsed(cell: str) -> Any:
@@ -135,6 +137,11 @@ def _rows(text: str, header: list[str]) -> list[list[str]]:
         else:
             inside = False
     return found
+
+
+def _spelt_out(parameter: str, models: list[str]) -> list[str]:
+    name, _, key = parameter.partition(".")
+    return [f"{model}.{key}" for model in models if fnmatchcase(model, name)] if "*" in name else [parameter]
 
 
 def _cell(cell: str) -> str:

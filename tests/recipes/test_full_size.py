@@ -7,7 +7,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks.full_size import RECIPES, ROOT, FullSize, estimate, full_size, measure, memory_table
+from benchmarks.full_size import (
+    RECIPES,
+    ROOT,
+    FullSize,
+    estimate,
+    estimate_captioner,
+    full_size,
+    measure,
+    memory_table,
+)
 from tests.models.small import SMALL, small_member
 from xmodal_kedro.training.footprint import Footprint
 
@@ -74,6 +83,27 @@ def test_what_trains_is_what_the_recipes_say(estimates: dict[str, Footprint]) ->
     resnet_roberta = 23_508_032 + 2048 * 768 + 768 + 124_645_632
     assert trained["contrastive.resnet_roberta"] == resnet_roberta
     assert estimates["contrastive.resnet_roberta"].parameters == resnet_roberta + temperature
+
+
+def test_what_is_a_gpt_is_shared_by_the_clip_and_its_captioners(
+    members: dict[str, FullSize], estimates: dict[str, Footprint]
+) -> None:
+    one, clip = members["clipcap_zh.clip"], estimates["clipcap_zh.clip"]
+    width, characters = 768, 6000
+    layer = width**2 + width
+    blocks = 12 * (block(width) - 3 * width)  # queries, keys and values have no bias
+    head = 2 * width + characters * (width + 1)  # with the norm before it
+    gpt = (characters + 100) * width + blocks + head
+    text_projection = 2 * layer + 2 * width
+    image_projection = 2048 * width + width + layer + 2 * width
+    res2next50 = clip.parameters - gpt - text_projection - image_projection - 1
+    assert (res2next50 + 2048 * 1000 + 1000) / 1e6 == pytest.approx(
+        24.67, abs=0.01
+    )  # with its classifier, as timm says
+    assert clip.trainable == clip.parameters - head
+    captioner = estimate_captioner(one, one.captioners[0])
+    assert captioner.trainable == captioner.parameters == clip.parameters - text_projection - 1
+    assert [writer.name for writer in one.captioners] == ["model_0923", "model_0920", "model_0913"]
 
 
 def test_text_alone_is_what_the_misspelt_target_trained(members: dict[str, FullSize]) -> None:

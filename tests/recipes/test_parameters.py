@@ -12,7 +12,7 @@ from tests.recipes.tables import (
     PAGES,
     difference,
     loaded,
-    members_of,
+    models_of,
     overrides,
     parsed,
     published,
@@ -22,7 +22,7 @@ from tests.recipes.tables import (
 )
 
 # Not parameters of the published system: where things lie, and how they are found there.
-UNLISTED = ("data.root", "data.sources", "predict", "member_names", "synthetic", "data.groups")
+UNLISTED = ("data.root", "data.sources", "predict", "member_names", "captioner_names", "synthetic", "data.groups")
 
 
 def test_pages_are_found_and_listed_in_the_index() -> None:
@@ -64,8 +64,8 @@ def test_what_the_recipe_sets_is_listed(recipe: str) -> None:
         if not key.startswith(UNLISTED) and not any(key == name or key.startswith(f"{name}.") for name in listed)
     ]
     assert not missing, f"the page of {recipe} does not list {missing}"
-    for member in members_of(recipe):
-        assert {f"{member}.train.lr", f"{member}.train.batch_size", f"{member}.train.epochs"} <= set(listed)
+    for model in models_of(recipe):
+        assert {f"{model}.train.lr", f"{model}.train.batch_size", f"{model}.train.epochs"} <= set(listed)
 
 
 @pytest.mark.parametrize("recipe", recipes())
@@ -95,20 +95,20 @@ def test_the_page_has_the_commands_and_a_place_for_the_memory(recipe: str) -> No
 def test_tables_are_read_with_escapes_wildcards_and_several_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.recipes.tables.members_of", lambda env: ["a", "b"])
+    monkeypatch.setattr("tests.recipes.tables.models_of", lambda env: ["a", "b", "ab"])
     page = tmp_path / "some.md"
     page.write_text(
         "text\n\n| parameter | published | ours | why it differs |\n|---|---|---:|---|\n"
-        "| `*.train.lr` | 4e-5 | `4.0e-5` | |\n| `images.fit` | x \\| y | `squash` | `a` and `b` |\n\n"
-        "| parameter | recipe | twin |\n|---|---|---|\n| `a.lora` | `{rank: 1}` | `null` |\n"
+        "| `a*.train.lr` | 4e-5 | `4.0e-5` | |\n| `images.fit` | x \\| y | `squash` | `a` and `b` |\n\n"
+        "| parameter | recipe | twin |\n|---|---|---|\n| `*.lora` | `{rank: 1}` | `null` |\n"
     )
     rows = published(page)
-    assert [row.parameter for row in rows] == ["a.train.lr", "b.train.lr", "images.fit"]
+    assert [row.parameter for row in rows] == ["a.train.lr", "ab.train.lr", "images.fit"]
     assert parsed(rows[0].published) == parsed(rows[0].ours) == 4e-5
     assert rows[2].published == "x | y"
     assert rows[2].why == "`a` and `b`"
     assert [(row.parameter, parsed(row.recipe), parsed(row.twin)) for row in overrides(page)] == [
-        ("a.lora", {"rank": 1}, None)
+        (f"{model}.lora", {"rank": 1}, None) for model in ("a", "b", "ab")
     ]
 
 

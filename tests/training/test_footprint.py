@@ -6,7 +6,8 @@ from torch import nn
 from tests.models.small import SMALL, TEXTS, small_backbone
 from xmodal_kedro.config.member import LossConfig, MomentumConfig, TrainConfig
 from xmodal_kedro.models import build
-from xmodal_kedro.training.footprint import _counted, footprint, meta_device
+from xmodal_kedro.models.captioner import Captioner
+from xmodal_kedro.training.footprint import _counted, captioner_footprint, footprint, meta_device
 
 CONFIG = TrainConfig(epochs=1, batch_size=2, lr=1.0)
 
@@ -68,3 +69,19 @@ def test_captions_count_by_their_length() -> None:
     short, long = (footprint(backbone, CONFIG, tokens=tokens) for tokens in (5, 20))
     assert long.activations_per_pair > short.activations_per_pair
     assert long.flops_per_pair > short.flops_per_pair
+
+
+def test_a_captioner_keeps_the_logits_of_every_token_and_nothing_of_a_frozen_image_encoder() -> None:
+    with meta_device():
+        captioner = build(SMALL["res2net_gpt"], 0, TEXTS).captioner()
+    assert isinstance(captioner, Captioner)
+    captioner.requires_grad_(True)
+    short, long = (captioner_footprint(captioner, 64, CONFIG, tokens) for tokens in (5, 10))
+    assert short.trainable == short.parameters == sum(parameter.numel() for parameter in captioner.parameters())
+    per_token = (long.activations_per_pair - short.activations_per_pair) / 5
+    assert per_token >= 4 * len(captioner.vocabulary)
+    captioner.image_encoder.requires_grad_(False)
+    frozen = captioner_footprint(captioner, 64, CONFIG, 5)
+    assert frozen.trainable == short.trainable - sum(p.numel() for p in captioner.image_encoder.parameters())
+    assert frozen.activations_per_pair < short.activations_per_pair
+    assert frozen.flops_per_pair == short.flops_per_pair

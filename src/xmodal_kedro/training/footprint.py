@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from xmodal_kedro.config.member import TrainConfig
+from xmodal_kedro.config.optimiser import OptimiserConfig
 from xmodal_kedro.models.backbone import Backbone, Tokens
+from xmodal_kedro.models.captioner import Captioner, caption_loss
 
 GIB = float(1 << 30)
 MATCHED = 3  # pairs that a matching head sees per pair of the batch: the right one, a wrong image and a wrong text
@@ -26,7 +28,7 @@ MATCHED = 3  # pairs that a matching head sees per pair of the batch: the right 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one process that trains a member; bytes, and floating-point operations (a multiply-add counts as two)."""
+    """Of one process that trains; bytes, and floating-point operations (a multiply-add counts as two)."""
 
     parameters: int
     trainable: int
@@ -68,7 +70,6 @@ def footprint(backbone: Backbone, config: TrainConfig, tokens: int) -> Footprint
         tokens: Length of a caption.
     """
     parameters = list(backbone.parameters())
-    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     with meta_device():
         pixels = torch.empty(2, 3, backbone.image_size, backbone.image_size)
         ids = torch.ones(2, tokens, dtype=torch.long)
@@ -76,9 +77,35 @@ def footprint(backbone: Backbone, config: TrainConfig, tokens: int) -> Footprint
     if backbone.matches:
         matching = _matching(backbone, pixels, {"input_ids": ids, "attention_mask": ids}, parameters)
         pair = Counts(*(one + other for one, other in zip(pair, matching, strict=True)))
-    saved, flops, training_flops = (count // 2 for count in pair)  # of two pairs
+    found = _footprint(parameters, pair, config)
+    if momentum := config.loss.momentum:
+        queues = momentum.queue_size * (2 * 4 * backbone.embed_dim + 8)
+        return replace(found, weights=2 * found.weights, queues=queues)
+    return found
+
+
+def captioner_footprint(captioner: Captioner, image_size: int, config: OptimiserConfig, tokens: int) -> Footprint:
+    """Count what a step with one caption per image takes; the pairs are captions.
+
+    Args:
+        captioner: Built under `meta_device`, with what trains unfrozen.
+        image_size: Side of its images, in pixels.
+        config: As in `footprint`.
+        tokens: Length of a caption.
+    """
+    parameters = list(captioner.parameters())
+    with meta_device():
+        pixels, ids = torch.empty(2, 3, image_size, image_size), torch.ones(2, tokens, dtype=torch.long)
+    pair = _counted(lambda: caption_loss(captioner(pixels, ids), ids), parameters)
+    return _footprint(parameters, pair, config)
+
+
+def _footprint(parameters: list[nn.Parameter], pair: Counts, config: OptimiserConfig) -> Footprint:
+    """Of a model without a copy of itself, by the counts of two pairs."""
+    saved, flops, training_flops = (number // 2 for number in pair)
     count = sum(parameter.numel() for parameter in parameters)
-    found = Footprint(
+    trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return Footprint(
         parameters=count,
         trainable=trainable,
         weights=4 * count,
@@ -89,9 +116,6 @@ def footprint(backbone: Backbone, config: TrainConfig, tokens: int) -> Footprint
         flops_per_pair=flops,
         training_flops_per_pair=training_flops,
     )
-    if momentum := config.loss.momentum:
-        return replace(found, weights=8 * count, queues=momentum.queue_size * (2 * 4 * backbone.embed_dim + 8))
-    return found
 
 
 def _encode(backbone: Backbone, pixels: Tensor, tokens: Tokens) -> Tensor:
