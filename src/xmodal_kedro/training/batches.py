@@ -33,16 +33,7 @@ class Pairs:
         """
         if len(examples) < 2:
             raise ValueError(f"a contrastive loss needs at least 2 pairs, there are {len(examples)}")
-        if examples["text"].isna().any():
-            raise ValueError(f"pair {int(examples['text'].isna().to_numpy().argmax())} of the examples has no text")
-        self.image_rows = examples["image_row"].to_numpy(np.int64)
-        outside = (self.image_rows < 0) | (self.image_rows >= len(pixels))
-        if outside.any():
-            row = int(outside.argmax())
-            raise ValueError(
-                f"pair {row} of the examples names image row {self.image_rows[row]}, of {len(pixels)} packed images: "
-                "the images and the captions are not of the same run, run data_processing again"
-            )
+        self.image_rows = image_rows_of(examples, len(pixels))
         self.pixels = pixels
         self.keys = torch.from_numpy(examples["key"].to_numpy(np.int64, copy=True))
         texts, distinct = pd.factorize(examples["text"])
@@ -60,6 +51,25 @@ class Pairs:
         picked = torch.from_numpy(rows)
         texts = self.texts[picked]
         return trimmed({name: values[texts] for name, values in self.tokens.items()}), self.keys[picked]
+
+
+def image_rows_of(examples: pd.DataFrame, images: int) -> np.ndarray:
+    """Rows [N] of the examples' images, of which there are so many.
+
+    Raises:
+        ValueError: An example has no text, or an image row that does not exist.
+    """
+    if examples["text"].isna().any():
+        raise ValueError(f"pair {int(examples['text'].isna().to_numpy().argmax())} of the examples has no text")
+    rows: np.ndarray = examples["image_row"].to_numpy(np.int64)
+    outside = (rows < 0) | (rows >= images)
+    if outside.any():
+        row = int(outside.argmax())
+        raise ValueError(
+            f"pair {row} of the examples names image row {rows[row]}, of {images} packed images: the images and the "
+            "captions are not of the same run, run data_processing again"
+        )
+    return rows
 
 
 def deal(alike: np.ndarray, batch_size: int, generator: np.random.Generator, multiple_of: int = 1) -> list[np.ndarray]:

@@ -28,9 +28,7 @@ def train_examples(
     Raises:
         ValueError: There is nothing to train on.
     """
-    rows = captions[(captions["split"] == "train") & captions["image_id"].notna() & captions["text"].notna()]
-    if rows.empty:
-        raise ValueError("no train caption has an image: check data.sources for one with `split: train`")
+    rows = train_rows(captions)
     if loss.multi_positive == "relevance_key":
         keys = relevance_keys(rows, relevance).to_numpy()
     elif loss.multi_positive == "text":
@@ -39,3 +37,15 @@ def train_examples(
         keys = np.arange(len(rows))  # all different, which leaves the diagonal alone
     image_rows = images.rows(rows["image_id"].tolist())
     return pd.DataFrame({"text": rows["text"].to_numpy(), "image_row": image_rows, "key": keys})
+
+
+def train_rows(captions: pd.DataFrame) -> pd.DataFrame:
+    """Rows of train that have an image and a text.
+
+    Raises:
+        ValueError: There are none.
+    """
+    rows = captions[(captions["split"] == "train") & captions["image_id"].notna() & captions["text"].notna()]
+    if rows.empty:
+        raise ValueError("no train caption has an image: check data.sources for one with `split: train`")
+    return rows

@@ -58,9 +58,9 @@ def cached_backward(
     return {name: loss.detach() for name, loss in losses.items()}
 
 
-def uses_batch_statistics(backbone: Backbone) -> bool:
+def uses_batch_statistics(model: nn.Module) -> bool:
     """Whether a module normalises with the rows that it is shown, so that their number changes what it computes."""
-    norms = (module for module in backbone.modules() if isinstance(module, _BatchNorm))
+    norms = (module for module in model.modules() if isinstance(module, _BatchNorm))
     return any(not norm.affine or norm.weight.requires_grad for norm in norms)  # frozen ones stay in eval
 
 
