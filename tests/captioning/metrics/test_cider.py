@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.reference import captions as reference
-from xmodal_kedro.captioning.metrics.cider import Frequencies, cider, cider_d
+from xmodal_kedro.captioning.metrics.cider import CiderReward, Frequencies, cider, cider_d
 
 
 @pytest.mark.parametrize("images", [2, 3, 12])
@@ -30,6 +30,21 @@ def test_another_corpus():
         assert each == pytest.approx(reference.cider(captions, references, corpus, d), abs=1e-12)
         assert not np.allclose(each, measure(captions, references).each)
     assert len(cider_d(captions[:1], references[:1], Frequencies(corpus)).each) == 1
+
+
+def test_a_reward_is_the_score_of_every_caption_of_an_image():
+    captions, references = reference.random_captions(np.random.default_rng(7), 5)
+    _, corpus = reference.random_captions(np.random.default_rng(8), 9)
+    corpus[2:7] = references
+    reward = CiderReward(corpus)
+    for image in range(5):
+        found = reward(image + 2, [*captions, []])
+        repeated = [references[image]] * 5
+        assert found == pytest.approx([*reference.cider(captions, repeated, corpus, True), 0.0], abs=1e-12)
+        assert found[:-1] == cider_d(captions, repeated, Frequencies(corpus)).each.tolist()
+    assert reward(2, []) == []
+    with pytest.raises(ValueError, match=r"1 image"):
+        CiderReward(corpus[:1])
 
 
 def test_the_truth_scores_ten_and_an_empty_caption_nothing():

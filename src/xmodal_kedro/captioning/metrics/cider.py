@@ -91,6 +91,26 @@ def cider(
     return _score(captions, references, frequencies, None)
 
 
+class CiderReward:
+    """CIDEr-D of any number of captions of an image, as a reward; equal to `cider_d` with the same frequencies."""
+
+    def __init__(self, references: Sequence[Sequence[Tokens]]) -> None:
+        """Count the frequencies.
+
+        Args:
+            references: [n] tokens of every reference of every image of train.
+
+        Raises:
+            ValueError: There are fewer than two images.
+        """
+        self.references = references
+        self.frequencies = Frequencies(references)
+
+    def __call__(self, image: int, captions: Sequence[Tokens]) -> list[float]:
+        """Rewards of captions of an image, whose references are weighed once for all of them."""
+        return _each(captions, self.references[image], self.frequencies, SIGMA)
+
+
 def _score(
     captions: Sequence[Tokens],
     references: Sequence[Sequence[Tokens]],
@@ -100,14 +120,23 @@ def _score(
     """CIDEr-D, or CIDEr where sigma is None."""
     check_references(captions, references)
     frequencies = frequencies or Frequencies(references)
+    pairs = zip(captions, references, strict=True)
+    return Scores.mean_of([_each([caption], texts, frequencies, sigma)[0] for caption, texts in pairs])
+
+
+def _each(
+    captions: Sequence[Tokens], references: Sequence[Tokens], frequencies: Frequencies, sigma: float | None
+) -> list[float]:
+    """Scores of captions of one image."""
+    theirs = [(len(text), frequencies.vectors(text)) for text in references]
     each = []
-    for caption, texts in zip(captions, references, strict=True):
+    for caption in captions:
         ours, total = frequencies.vectors(caption), 0.0
-        for text in texts:
-            cosine = sum(map(_clipped if sigma else _plain, ours, frequencies.vectors(text))) / ORDER
-            total += cosine * math.exp(-((len(caption) - len(text)) ** 2) / (2 * sigma**2)) if sigma else cosine
-        each.append(SCALE * total / len(texts))
-    return Scores.mean_of(each)
+        for length, vectors in theirs:
+            cosine = sum(map(_clipped if sigma else _plain, ours, vectors)) / ORDER
+            total += cosine * math.exp(-((len(caption) - length) ** 2) / (2 * sigma**2)) if sigma else cosine
+        each.append(SCALE * total / len(theirs))
+    return each
 
 
 def _plain(caption: Vector, reference: Vector) -> float:
