@@ -79,7 +79,7 @@ class ProjectHook:
         if captioners:
             from xmodal_kedro.data.weight_checks import check_captioners
 
-            reports.append(check_captioners(captioners, recipe.members, self.project))
+            reports.append(check_captioners(captioners, recipe.members, recipe.images, self.project))
         report = Report.merged(reports)
         for warning in report.warnings:
             log.warning(warning)

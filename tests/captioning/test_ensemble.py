@@ -146,6 +146,16 @@ def test_members_of_different_vocabularies_are_named_with_the_first_difference(o
         EnsembleCaptioner(members)
 
 
+def test_a_member_without_a_say_may_have_another_vocabulary() -> None:
+    table = random_table(0, (0.0, 1.0))
+    other = TableCaptioner(table, Letters(tokens=("[CLS]", "[SEP]", "a", "x", "c", "y")))
+    for members, weights in (
+        ({"first": TableCaptioner(table), "silent": other}, (1.0, 0.0)),
+        ({"silent": other, "first": TableCaptioner(table)}, (0.0, 1.0)),
+    ):
+        assert EnsembleCaptioner(members, weights).vocabulary == Letters()
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

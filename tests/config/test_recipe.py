@@ -91,3 +91,31 @@ def test_all_faults_are_listed_at_once() -> None:
 def test_a_source_says_what_its_format_needs() -> None:
     with pytest.raises(RecipeError, match=r"data\.sources\.0: a source of format 'table' needs 'file'"):
         read_recipe(changed("data.sources", [{"split": "train", "format": "table"}]))
+
+
+TRAINED = {"member": "small", "train": {"epochs": 1, "batch_size": 8, "lr": 0.001}}
+
+
+def captioning(weights: object) -> dict:
+    """A recipe with two captioners from a member, and one of transformers."""
+    captioners = {"one": TRAINED, "other": TRAINED, "blip": {"weights": "owner/blip"}}
+    return {**PARAMETERS, **captioners, "captioner_names": list(captioners), "captioning": {"ensemble": {**weights}}}
+
+
+@pytest.mark.parametrize("weights", [{}, {"weights": {"one": 0.0, "other": 0.5, "blip": 0.5}}])
+def test_captioners_of_members_and_of_transformers_are_not_mixed(weights: dict) -> None:
+    one = "other" if weights else "one"
+    message = rf"captioning\.ensemble: '{one}' is trained from a member and 'blip' has weights of transformers, .* to 0"
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(captioning(weights))
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5, 0.0), (0.0, 0.0, 1.0)])
+def test_captioners_of_one_kind_are_mixed_beside_others_of_weight_0(shares: tuple[float, ...]) -> None:
+    weights = dict(zip(("one", "other", "blip"), shares, strict=True))
+    assert read_recipe(captioning({"weights": weights})).captioning.ensemble.weights == weights
+
+
+def test_one_captioner_has_a_say() -> None:
+    with pytest.raises(RecipeError, match=r"captioning\.ensemble\.weights: no captioner has a weight above zero"):
+        read_recipe(captioning({"weights": {"one": 0.0, "other": 0.0, "blip": 0.0}}))

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,8 @@ def _check_weights(
     source = weights_source(weights, project)
     if source.kind == "directory":
         if not named:
-            _check_image_size(key, source.path, kind, images, report)
+            parts = ("model_cfg", "vision_cfg") if family == "open_clip" else ("vision_config",)
+            _check_image_size(key, source.path / kind.library_files[0][0], parts, images, report)
         return _check_weight_files(key, source.path, None if named else kind, report)
     if source.kind == "file" and named:
         return _check_parameters(key, [source.path], report)
@@ -88,13 +89,17 @@ def _check_weights(
 
 
 def check_captioners(
-    captioners: Mapping[str, CaptionerConfig], members: Mapping[str, MemberConfig], project: Path
+    captioners: Mapping[str, CaptionerConfig],
+    members: Mapping[str, MemberConfig],
+    images: ImagesConfig,
+    project: Path,
 ) -> Report:
     """Look for what captioners begin with.
 
     Args:
         captioners: Those whose parameters the run reads, by name.
         members: Of the recipe, by name.
+        images: How images are packed.
         project: Folder that relative paths start from.
     """
     from xmodal_kedro.models import family, writers
@@ -104,7 +109,10 @@ def check_captioners(
         if captioner.weights is not None:
             from xmodal_kedro.captioning.transformers_captioner import TransformersCaptioner
 
-            _check_named(f"{name}.weights", captioner.weights, TransformersCaptioner, project, report)
+            key, config = f"{name}.weights", weights_source(captioner.weights, project).path / "config.json"
+            _check_named(key, captioner.weights, TransformersCaptioner, project, report)
+            for section in ("vision_config", "encoder"):
+                _check_image_size(key, config, [section], images, report)
         elif captioner.member is not None:
             backbone = members[captioner.member].backbone.name
             try:
@@ -125,7 +133,9 @@ def _check_named(key: str, named: str, kind: type[Published] | None, project: Pa
     source = weights_source(named, project)
     path = source.path
     if kind is None:
-        if source.kind != "file":
+        if source.kind == "directory":
+            report.problems.append(f"{key}: {path} is a directory, and one file is wanted. Correct the key.")
+        elif source.kind != "file":
             report.problems.append(f"{key}: there is no file {path}{nearest(path)}. Put it there, or correct the key.")
     elif kind.is_file(path):
         _check_parameters(key, [path], report)
@@ -141,12 +151,11 @@ def _check_named(key: str, named: str, kind: type[Published] | None, project: Pa
         )
 
 
-def _check_image_size(key: str, directory: Path, kind: type[Backbone], images: ImagesConfig, report: Report) -> None:
-    """Only where a config says the size: what it does not say, building the model does."""
-    keys = ("model_cfg", "vision_cfg") if kind.name == "open_clip" else ("vision_config",)
+def _check_image_size(key: str, config: Path, parts: Sequence[str], images: ImagesConfig, report: Report) -> None:
+    """Only where a config says the size in its section: what it does not say, building the model does."""
     try:
-        found: Any = json.loads((directory / kind.library_files[0][0]).read_text(encoding="utf-8"))
-        for part in (*keys, "image_size"):
+        found: Any = json.loads(config.read_text(encoding="utf-8"))
+        for part in (*parts, "image_size"):
             found = found[part]
     except (OSError, KeyError, TypeError, ValueError):
         return

@@ -1,0 +1,197 @@
+"""What captioners and parts of a model begin with is looked for before the first node, and named with its key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from safetensors.numpy import save_file
+
+from xmodal_kedro.config.captioning import CaptionerConfig, CaptionTrainConfig
+from xmodal_kedro.config.data import ImagesConfig
+from xmodal_kedro.config.member import BackboneConfig, MemberConfig, TrainConfig
+from xmodal_kedro.config.recipe import Recipe, read_recipe
+from xmodal_kedro.data.findings import Report
+from xmodal_kedro.data.weight_checks import check_captioners, check_member
+from xmodal_kedro.hooks import ProjectHook
+from xmodal_kedro.pipelines.caption.pipeline import create_pipeline
+
+IMAGES = ImagesConfig(size=32)
+TRAIN: dict[str, Any] = {"epochs": 1, "batch_size": 4, "lr": 1e-3}
+CAPTIONER_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors")
+
+
+def member(name: str, **architecture: object) -> MemberConfig:
+    return MemberConfig(backbone=BackboneConfig(name=name, architecture=architecture), train=TrainConfig(**TRAIN))
+
+
+def from_member(name: str) -> CaptionerConfig:
+    return CaptionerConfig(member=name, train=CaptionTrainConfig(**TRAIN))
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Weights of an image model, of a GPT and of a captioner; an empty cache, and no network."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    project = tmp_path / "project"
+    for file in ("image/model.safetensors", "gpt/model.safetensors", *(f"blip/{name}" for name in CAPTIONER_FILES)):
+        (project / "raw" / file).parent.mkdir(parents=True, exist_ok=True)
+        save_file({"a": np.zeros(4, np.float32)}, project / "raw" / file)
+    for file in ("raw/gpt/vocab.json", "raw/words.json", "raw/blip/config.json"):
+        (project / file).write_text("{}")
+    return project
+
+
+def parts(project: Path, **architecture: object) -> list[str]:
+    report = Report()
+    assert check_member("gpt", member("res2net_gpt", **architecture), IMAGES, project, report) == 0
+    return report.problems
+
+
+def captioners(project: Path, captioner: CaptionerConfig, **members: MemberConfig) -> list[str]:
+    return check_captioners({"writer": captioner}, members, IMAGES, project).problems
+
+
+# --- parts of a model
+
+
+def test_parts_that_are_there_raise_nothing(project: Path) -> None:
+    assert parts(project, image_weights="raw/image", text_weights="raw/gpt") == []
+    assert parts(project, image_weights="raw/image/model.safetensors", vocabulary="raw/words.json") == []
+    assert parts(project, image_weights=None, vocabulary=str(project / "raw/words.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "image_weights",
+            "raw/imag",
+            "there is no directory {}/raw/imag (did you mean 'image'?). Put there: weights.s",
+        ),
+        ("image_weights", "raw", "{}/raw holds no weights.safetensors or model.safetensors or pytorch_model.bin."),
+        ("image_weights", "timm/image", "'timm/image' is not in the local cache"),
+        ("text_weights", "raw/gptt", "there is no directory {}/raw/gptt (did you mean 'gpt'?). Put there: vocab.json"),
+        ("text_weights", "raw/image", "{}/raw/image holds no vocab.json."),
+        ("text_weights", "raw/gpt/model.safetensors", "{}/raw/gpt/model.safetensors is a file. Give its directory, wi"),
+        ("text_weights", "owner/gpt", "'owner/gpt' is not in the local cache"),
+        ("vocabulary", "raw/word.json", "there is no file {}/raw/word.json (did you mean 'words.json'?). Put it there"),
+        ("vocabulary", "raw", "{}/raw is a directory, and one file is wanted. Correct the key."),
+        ("vocabulary", "nowhere/words.json", "there is no file {}/nowhere/words.json. Put it there"),
+    ],
+)
+def test_a_part_that_is_not_there_is_named(project: Path, key: str, value: str, message: str) -> None:
+    (problem,) = parts(project, **{key: value})
+    assert problem.startswith(f"gpt.backbone.architecture.{key}: " + message.format(project))
+
+
+@pytest.mark.parametrize("named", ["raw/image", "raw/image/model.safetensors"])
+def test_a_part_that_was_cut_short_is_named(project: Path, named: str) -> None:
+    file = project / "raw/image/model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    (problem,) = parts(project, image_weights=named)
+    assert problem.startswith(f"gpt.backbone.architecture.image_weights: {file} is cut short")
+
+
+def test_a_key_of_another_family_is_no_path(project: Path) -> None:
+    report = Report()
+    check_member("clip", member("chinese_clip", vocabulary="nowhere.json"), IMAGES, project, report)
+    assert report == Report()
+
+
+# --- captioners
+
+
+def test_captioners_that_can_begin_raise_nothing(project: Path) -> None:
+    assert captioners(project, from_member("gpt"), gpt=member("res2net_gpt")) == []
+    assert captioners(project, CaptionerConfig(weights="raw/blip")) == []
+
+
+def test_a_member_that_does_not_write_captions_is_named(project: Path) -> None:
+    (problem,) = captioners(project, from_member("cn"), cn=member("chinese_clip"))
+    assert problem == (
+        "writer.member: 'cn' has a backbone 'chinese_clip', which does not write captions. Name a member with one that "
+        "does: res2net_gpt."
+    )
+    (problem,) = captioners(project, from_member("typo"), typo=member("res2net_gtp"))
+    assert problem.startswith("typo: backbone.name 'res2net_gtp' is unknown")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("raw/bilp", "there is no directory {}/raw/bilp (did you mean 'blip'?). Put there: config.json; preprocessor_"),
+        ("raw/gpt", "{}/raw/gpt holds no config.json, and no preprocessor_config.json or processor_config.json."),
+        ("raw/words.json", "{}/raw/words.json is a file. Give its directory, with: config.json; "),
+        ("owner/blip", "'owner/blip' is not in the local cache"),
+    ],
+)
+def test_weights_that_are_not_there_are_named(project: Path, weights: str, message: str) -> None:
+    (problem,) = captioners(project, CaptionerConfig(weights=weights))
+    assert problem.startswith("writer.weights: " + message.format(project))
+
+
+def test_a_hub_id_that_can_be_fetched_is_a_warning(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    report = check_captioners({"writer": CaptionerConfig(weights="owner/blip")}, {}, IMAGES, project)
+    assert report.problems == []
+    assert report.warnings[0].startswith("writer.weights: 'owner/blip' is not in the local cache, so it will be down")
+
+
+@pytest.mark.parametrize("section", ["vision_config", "encoder"])
+def test_images_that_are_packed_too_small_for_a_captioner_are_named(project: Path, section: str) -> None:
+    (project / "raw/blip/config.json").write_text(json.dumps({section: {"image_size": 33}}))
+    (problem,) = captioners(project, CaptionerConfig(weights="raw/blip"))
+    assert problem.startswith("writer.weights: this model wants images of 33 px, images.size is 32")
+    (project / "raw/blip/config.json").write_text(json.dumps({section: {"image_size": 32}}))
+    assert captioners(project, CaptionerConfig(weights="raw/blip")) == []
+
+
+# --- the run
+
+
+def recipe(**parameters: object) -> Recipe:
+    source = {"split": "train", "format": "table", "file": "pairs.csv", "images": "images"}
+    small = {"backbone": {"name": "chinese_clip", "architecture": {}}, "train": TRAIN}
+    shared = {"data": {"root": "raw", "sources": [source]}, "images": {"size": 32}, "small": small}
+    return read_recipe({**shared, "member_names": ["small"], **parameters})
+
+
+def begin_run(project: Path, recipe: Recipe, pipeline: Any) -> None:
+    hook = ProjectHook()
+    hook.recipe, hook.project = recipe, project
+    hook.before_pipeline_run({}, pipeline)
+
+
+def test_a_run_checks_the_captioners_that_it_begins_and_says_all_at_once(project: Path) -> None:
+    names = {"writer": {"member": "small", "train": TRAIN}, "bilp": {"weights": "raw/bilp"}}
+    weights = {"ensemble": {"weights": {"writer": 1.0, "bilp": 0.0}}}
+    both = recipe(captioner_names=list(names), captioning=weights, **names)
+    pipeline = create_pipeline(names)
+    with pytest.raises(click.ClickException) as failure:
+        begin_run(project, both, pipeline)
+    assert failure.value.message.count("\n- ") == 2
+    assert "\n- writer.member: 'small' has a backbone" in failure.value.message
+    assert "\n- bilp.weights: there is no directory" in failure.value.message
+    with pytest.raises(click.ClickException) as failure:
+        begin_run(project, both, pipeline.only_nodes_with_namespaces(["bilp"]))
+    assert failure.value.message.count("\n- ") == 1
+    begin_run(project, both, pipeline.only_nodes("writer.decode_captions"))  # from a checkpoint that is there
+
+
+def test_a_run_without_captions_asks_for_no_captioner(project: Path) -> None:
+    without = recipe(captioner_names=["bilp"], bilp={"weights": "raw/bilp"})
+    nothing: Any = SimpleNamespace(nodes=[], inputs=set, all_outputs=set)
+    begin_run(project, without, nothing)
+
+
+def test_what_several_checks_find_is_said_once() -> None:
+    merged = Report.merged([Report(["a", "b"], ["w"]), Report(["b", "c"], ["w"]), Report()])
+    assert merged == Report(["a", "b", "c"], ["w"])
