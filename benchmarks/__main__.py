@@ -13,7 +13,7 @@ import sys
 from benchmarks.contest import Options
 from benchmarks.isolated import BROKEN, MISSED, in_process
 
-CONTESTS = ("startup", "full_size", "ranks", "assign", "rerank", "search", "fuse", "weights", "hubness")
+CONTESTS = ("startup", "full_size", "ranks", "assign", "rerank", "search", "fuse", "weights", "hubness", "decode")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 

@@ -65,6 +65,7 @@ def compete(
     memory: bool = True,
     repetitions: int = 5,
     bf16: bool = False,
+    parts: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """One case of a contest; it tells how far it is on stderr.
 
@@ -87,6 +88,7 @@ def compete(
         repetitions: Of each side.
         bf16: Whether the goals of time and share rest on bf16; where the CPU has no instructions for it, they do not
             apply and the figures are only reported.
+        parts: Share of the work that a side is given, where that is not all of it; its rate is compared.
     """
     if bf16 and not machine()["flags"]:
         goals, share = {name: Goal(memory=goal.memory) for name, goal in goals.items()}, None
@@ -110,7 +112,8 @@ def compete(
         for name, run in runs.items():
             if first[name] <= SLOW:
                 times[name].append(_timed(run, given)[0])
-    seconds = {name: statistics.median(found or [first[name]]) for name, found in times.items()}
+    shares = dict.fromkeys(runs, 1.0) | dict(parts or {})
+    seconds = {name: statistics.median(found or [first[name]]) / shares[name] for name, found in times.items()}
     del given
     gc.collect()
     _tell(workload, "memory of each" if memory else "done")
