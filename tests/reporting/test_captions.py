@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.pipeline import Node, Pipeline
 from PIL import Image
 
 from tests.conftest import REPOSITORY
@@ -17,8 +18,10 @@ from xmodal_kedro.config.captioning import CaptioningConfig
 from xmodal_kedro.config.data import ImagesConfig
 from xmodal_kedro.config.ensemble import EvaluationConfig
 from xmodal_kedro.data.image_store import ImageStore, pack
+from xmodal_kedro.hooks import ProjectHook
 from xmodal_kedro.reporting import captions as reporting
 from xmodal_kedro.reporting.captions import best_captioner, caption_sheet, caption_submission, render_captions
+from xmodal_kedro.reporting.figures import caption_bars
 
 
 def table(*rows: tuple[str, str | None, str | None]) -> pd.DataFrame:
@@ -212,7 +215,34 @@ def test_a_captioner_alone_has_nobody_to_be_compared_with(caplog):
     text = render_captions(found.leaderboard, found.comparison)
     assert "one" in text
     assert "against the others" not in text
+    assert not any("*" in line for line in text.splitlines()[:3])
     assert "constant" not in text
+
+
+def test_a_run_that_compared_captions_ends_with_the_board(tmp_path, capsys):
+    found = compared()
+    names = ["caption_leaderboard", "caption_comparison"]
+    catalog = DataCatalog({name: MemoryDataset(getattr(found, name.removeprefix("caption_"))) for name in names})
+    hook = ProjectHook()
+    hook.project = tmp_path
+    hook.after_pipeline_run({}, Pipeline([Node(compared, None, names, name="compare")]), catalog)
+    told = capsys.readouterr().out
+    assert render_captions(found.leaderboard, found.comparison) in told
+    assert "Written by this run:\n  caption_comparison" in told
+    hook.after_pipeline_run({}, Pipeline([Node(compared, None, ["a", "b"], name="compare")]), catalog)
+    assert "captions of" not in capsys.readouterr().out
+
+
+def test_the_figure_has_bars_with_intervals_of_each_split():
+    found = compared()
+    metric = "cider_d_characters"
+    bars = {bar.name: bar for bar in caption_bars(found.leaderboard, metric).data}
+    assert list(bars) == ["dev", "val"]
+    rows = found.leaderboard[found.leaderboard["split"] == "val"]
+    assert bars["val"].x == ("one", "two", "ensemble", "constant", "nearest")
+    assert bars["val"].y == tuple(rows[metric])
+    assert np.add(bars["val"].y, bars["val"].error_y.array) == pytest.approx(rows[f"{metric}.high"].to_numpy())
+    assert np.subtract(bars["val"].y, bars["val"].error_y.arrayminus) == pytest.approx(rows[f"{metric}.low"].to_numpy())
 
 
 def test_metrics_that_were_not_asked_for_are_left_out():

@@ -144,7 +144,7 @@ def render_captions(leaderboard: pd.DataFrame, comparison: pd.DataFrame, width: 
         table.add_column(metric, justify="right")
     for row in rows.to_dict("records"):
         cells = [
-            _cell(row, name, 1.0 if metric == CIDER_D else 100.0, row[name] == rows[name].max())
+            _cell(row, name, 1.0 if metric == CIDER_D else 100.0, len(rows) > 1 and row[name] == rows[name].max())
             for metric, name in shown.items()
         ]
         table.add_row(str(row["captioner"]), *cells, _cell(row, DISTINCT, 100.0))

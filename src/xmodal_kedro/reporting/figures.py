@@ -103,6 +103,29 @@ def leaderboard_bars(metrics: pd.DataFrame, metric: str = "map_at_10", split: st
     return _dressed(figure, height=420)
 
 
+def caption_bars(leaderboard: pd.DataFrame, metric: str) -> go.Figure:
+    """A metric of captioners, ensemble and captions that need no model, with intervals; a colour per split.
+
+    Args:
+        leaderboard: Columns `split, captioner`, and of the metric `m`, `m.low`, `m.high`.
+        metric: Which, with its tokeniser.
+    """
+    figure = go.Figure()
+    for number, (split, rows) in enumerate(leaderboard.groupby("split", sort=False)):
+        above, below = rows[f"{metric}.high"] - rows[metric], rows[metric] - rows[f"{metric}.low"]
+        bar = go.Bar(
+            x=rows["captioner"].tolist(),
+            y=rows[metric].tolist(),
+            name=str(split),
+            marker_color=COLORS[number % len(COLORS)],
+            error_y={"array": above.fillna(0).tolist(), "arrayminus": below.fillna(0).tolist()},
+        )
+        figure.add_trace(bar)
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(title_text=metric)
+    return _dressed(figure, height=420)
+
+
 def rank_histogram(ranks: Mapping[str, np.ndarray]) -> go.Figure:
     """How deep the best relevant item lies: share of queries per rank, in bins 1, 2-3, 4-7, 8-15, ...
 

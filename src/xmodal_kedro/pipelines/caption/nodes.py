@@ -127,6 +127,13 @@ def compare_captions(
     return compared.metrics, compared.leaderboard, compared.comparison, compared.table, sheet
 
 
+def plot_captions(leaderboard: DataFrame, captioning: CaptioningConfig) -> Figure:
+    """CIDEr-D of everybody as bars with intervals."""
+    from xmodal_kedro.reporting.figures import caption_bars
+
+    return caption_bars(leaderboard, captioning.named("cider_d"))
+
+
 def write_captions(
     captions: DataFrame, captioning: CaptioningConfig, metrics: DataFrame, **generated: DataFrame
 ) -> dict[str, list[str]] | tuple[dict[str, list[str]], dict[str, list[str]]]:

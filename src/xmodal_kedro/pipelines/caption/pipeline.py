@@ -102,6 +102,13 @@ def _together(captioners: Mapping[str, Mapping[str, Any]], clip_score: str | Non
             tags="caption",
         ),
         Node(
+            nodes.plot_captions,
+            ["caption_leaderboard", "params:captioning"],
+            "caption_figure",
+            name="plot_captions",
+            tags="caption",
+        ),
+        Node(
             nodes.write_captions,
             {
                 **{"captions": "captions", "captioning": "params:captioning"},
