@@ -113,7 +113,8 @@ def _leaderboard(metrics: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                 continue
             row: dict[str, object] = {"split": split, "captioner": name, "images": int(of_split["images"].iloc[0])}
             for cell in of_split.itertuples():
-                row |= {cell.metric: cell.value, f"{cell.metric}.low": cell.low, f"{cell.metric}.high": cell.high}
+                metric = str(cell.metric)
+                row |= {metric: cell.value, f"{metric}.low": cell.low, f"{metric}.high": cell.high}
             rows.append(row)
     return pd.DataFrame(rows)
 

@@ -112,7 +112,7 @@ def computable(captioning: CaptioningConfig) -> list[str]:
     Raises:
         MetricUnavailableError: CIDEr-D is not among them.
     """
-    names = list(dict.fromkeys(captioning.named(metric) for metric in captioning.metrics))
+    names = [captioning.named(metric) for metric in captioning.metrics]
     reasons = {name: reason for name in names if (reason := unavailable(name))}
     if reason := reasons.get(captioning.named("cider_d")):
         raise MetricUnavailableError(f"captioning.tokeniser is '{captioning.tokeniser}': {reason}")
