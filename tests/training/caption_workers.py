@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.training.small_captioner import config, examples, images, small_captioner, weights
+from tests.training.small_captioner import CAPTIONING, config, examples, images, small_captioner, weights
 from xmodal_kedro.captioning.checkpoint import PackedCaptioner
 from xmodal_kedro.losses.gather import processes, rank
 from xmodal_kedro.training.captions import train_captioner
@@ -41,6 +41,6 @@ def _train(settings: dict[str, Any], rows: list[int], metrics: list[float] | Non
     captioner = small_captioner(seed=rank())
     evaluate = None if metrics is None else Scripted(*metrics)
     table = examples().iloc[rows].reset_index(drop=True)
-    result = train_captioner(captioner, images(), table, evaluate, config(**settings), report=report)
+    result = train_captioner(captioner, images(), table, evaluate, config(**settings), CAPTIONING, report=report)
     assert rank() == 0 or not (losses or (evaluate is not None and evaluate.shown))
     return weights(captioner), result.history, result.best_epoch, losses, processes()

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from xmodal_kedro.captioning.checkpoint import PackedCaptioner
-from xmodal_kedro.config.captioning import CaptionTrainConfig
+from xmodal_kedro.config.captioning import CaptioningConfig, CaptionTrainConfig
+from xmodal_kedro.config.decoding import DecodingConfig
 from xmodal_kedro.models.captioner import Captioner
 from xmodal_kedro.models.characters import Characters
 from xmodal_kedro.models.gpt import GPT, GPTSizes
@@ -20,6 +21,7 @@ SIDE, MEAN, STD = 6, 0.5, 0.25
 COLOURS = {"红": (220, 30, 30), "绿": (30, 200, 40), "蓝": (30, 40, 220), "白": (240, 240, 240)}
 ENDINGS = ["车", "色的车", "车停在路边上", "", "车一辆"]  # of different lengths
 IMAGES = 8
+CAPTIONING = CaptioningConfig(decoding=DecodingConfig(max_steps=9))
 
 
 def images() -> np.ndarray:

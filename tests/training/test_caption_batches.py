@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.small_captioner import examples, images, small_captioner
+from xmodal_kedro.config.member import AugmentConfig
 from xmodal_kedro.training import caption_batches
-from xmodal_kedro.training.caption_batches import Captions, deal_captions
-
-CPU = torch.device("cpu")
+from xmodal_kedro.training.caption_batches import Captions, Views, deal_captions
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -24,7 +24,12 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def captions(**changes: bool) -> Captions:
-    return Captions(small_captioner().captioner.vocabulary, images(), examples(), 10, **changes)
+    return Captions(small_captioner().captioner.vocabulary, examples(), len(images()), 10, **changes)
+
+
+def views(**augment: Any) -> Views:
+    transform = small_captioner().image_transform(train=True, augment=AugmentConfig(**augment))
+    return Views(images(), transform, 0, torch.device("cpu"))
 
 
 # --- deal
@@ -86,25 +91,24 @@ def test_a_hand_that_no_batch_can_hold_is_an_error() -> None:
         deal_captions(np.zeros(9, int), 4, 5, rng())
 
 
-# --- read
+# --- shares
 
 
-def test_an_image_is_read_once_for_all_its_captions() -> None:
-    table, all_captions = examples(), captions()
+def test_captions_of_an_image_share_it() -> None:
+    table = examples()
     rows = np.flatnonzero(table["image_row"].isin([0, 3]))
-    batch = all_captions.read(rows, CPU)
-    assert torch.equal(batch.images, torch.from_numpy(images()[[0, 3]]))
-    assert batch.which.tolist() == [[0, 3].index(row) for row in table["image_row"][rows]]
+    share = captions().share(rows)
+    assert share.images.tolist() == [0, 3]
+    assert share.which.tolist() == [[0, 3].index(row) for row in table["image_row"][rows]]
     tokens = small_captioner().captioner.vocabulary
-    assert [tokens.text(ids) for ids in batch.ids.tolist()] == table["text"][rows].tolist()
-    assert (batch.captions, batch.weight, batch.own) == (7, 1.0, None)
+    assert [tokens.text(ids) for ids in share.ids.tolist()] == table["text"][rows].tolist()
+    assert share.weight == 1.0
 
 
 def test_padding_ends_with_the_longest_caption_unless_it_counts() -> None:
-    table = examples()
-    rows = np.flatnonzero(table["text"].str.len() == 1)
-    assert captions().read(rows, CPU).ids.shape == (len(rows), 3)
-    assert captions(counts_padding=True).read(rows, CPU).ids.shape == (len(rows), 10)
+    rows = np.flatnonzero(examples()["text"].str.len() == 1)
+    assert captions().share(rows).ids.shape == (len(rows), 3)
+    assert captions(counts_padding=True).share(rows).ids.shape == (len(rows), 10)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 22])
@@ -114,34 +118,62 @@ def test_shares_are_a_whole_batch_and_weigh_by_their_tokens(
     count: int, together: int, counts_padding: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     all_captions, rows = captions(counts_padding=counts_padding), np.arange(count)
-    whole = all_captions.read(rows, CPU)
+    whole = all_captions.share(rows)
     monkeypatch.setattr(caption_batches, "processes", lambda: together)
     shares = []
     for number in range(together):
         monkeypatch.setattr(caption_batches, "rank", lambda number=number: number)
-        shares.append(all_captions.read(rows, CPU))
-        everything = all_captions.read(rows, CPU, all_images=True)
-        assert torch.equal(everything.images, whole.images)
-        assert everything.own is not None
-        assert torch.equal(everything.images[everything.own], shares[-1].images)
-    pad = small_captioner().captioner.vocabulary.pad
-    tokens = [share.ids.numel() if counts_padding else int((share.ids != pad).sum()) for share in shares]
+        shares.append(all_captions.share(rows))
     alive = [share for share in shares if share.weight > 0]
     assert len(alive) == min(count, together)
-    total = sum(one for one, share in zip(tokens, shares, strict=True) if share.weight > 0)
-    assert [share.weight / together for share in alive] == pytest.approx([one / total for one in tokens[: len(alive)]])
-    texts = [share.ids[row][: whole.ids.shape[1]] for share in alive for row in range(len(share.ids))]
-    for row, ids in enumerate(texts):
-        assert torch.equal(ids[ids != pad], whole.ids[row][whole.ids[row] != pad])
-    pictures = torch.cat([share.images[share.which] for share in alive])
-    assert torch.equal(pictures, whole.images[whole.which])
+    pad = small_captioner().captioner.vocabulary.pad
+    tokens = [share.ids.numel() if counts_padding else int((share.ids != pad).sum()) for share in alive]
+    wanted = [one / sum(tokens) for one in tokens]
+    assert [share.weight / together for share in alive] == pytest.approx(wanted)
+    ids = [row[row != pad].tolist() for share in alive for row in share.ids]
+    assert ids == [row[row != pad].tolist() for row in whole.ids]
+    of_each = np.concatenate([share.images[share.which.numpy()] for share in alive])
+    assert of_each.tolist() == whole.images[whole.which.numpy()].tolist()
+
+
+# --- views
+
+
+@pytest.mark.parametrize("augment", [{}, {"scale": [0.3, 0.9], "flip": 0.5}])
+def test_views_do_not_depend_on_who_shows_them(augment: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = np.array([5, 2, 7, 0])
+    alone = views(**augment)
+    wanted = alone.show(alone.read(batch, batch))
+    assert alone.read(batch, batch).images.shape == (4, 6, 6, 3)
+    monkeypatch.setattr(caption_batches, "processes", lambda: 2)
+    for share in (slice(0, 3), slice(3, 4)):
+        other = views(**augment)
+        read = other.read(batch[share], batch)
+        assert len(read.images) == (4 if augment else len(batch[share]))  # none is read in vain
+        assert torch.equal(other.show(read), wanted[share])
+
+
+def test_vectors_are_shown_as_they_are() -> None:
+    vectors = np.arange(12, dtype=np.float32).reshape(4, 3)
+    shown = Views(vectors, None, 0, torch.device("cpu"))
+    assert shown.show(shown.read(np.array([3, 1]), np.array([3, 1, 0]))).tolist() == vectors[[3, 1]].tolist()
+
+
+def test_pixels_are_resized_in_full_precision() -> None:
+    rows, shown, others = np.arange(4), views(scale=[0.3, 0.9]), views(scale=[0.3, 0.9])
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = shown.show(shown.read(rows, rows))
+    assert torch.equal(rough, others.show(others.read(rows, rows)))
+
+
+# --- texts
 
 
 def test_long_texts_are_cut_and_counted() -> None:
     table = examples().assign(text="红车停在路边上红车停在路边上")
-    cut = Captions(small_captioner().captioner.vocabulary, images(), table, 10)
+    cut = Captions(small_captioner().captioner.vocabulary, table, 8, 10)
     assert cut.cut == len(table)
-    ids = cut.read(np.array([0]), CPU).ids[0].tolist()
+    ids = cut.share(np.array([0])).ids[0].tolist()
     assert len(ids) == 10
     assert ids[-1] == 3
 
@@ -155,9 +187,9 @@ def test_long_texts_are_cut_and_counted() -> None:
 )
 def test_what_is_not_there_is_named(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Captions(small_captioner().captioner.vocabulary, images(), examples().assign(**change), 10)
+        Captions(small_captioner().captioner.vocabulary, examples().assign(**change), 8, 10)
 
 
 def test_nothing_to_train_on_is_an_error() -> None:
     with pytest.raises(ValueError, match="no captions to train on"):
-        Captions(small_captioner().captioner.vocabulary, images(), examples().iloc[:0], 10)
+        Captions(small_captioner().captioner.vocabulary, examples().iloc[:0], 8, 10)

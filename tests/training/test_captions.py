@@ -17,6 +17,7 @@ from tests.reference import caption_training as reference
 from tests.training import caption_workers
 from tests.training.caption_workers import Scripted
 from tests.training.small_captioner import (
+    CAPTIONING,
     COLOURS,
     MEAN,
     STD,
@@ -32,7 +33,8 @@ from xmodal_kedro.captioning.decode import decode
 from xmodal_kedro.config.decoding import DecodingConfig
 from xmodal_kedro.config.ensemble import RuntimeConfig
 from xmodal_kedro.training.caption_batches import deal_captions
-from xmodal_kedro.training.captions import teacher_forcing_loss, train_captioner
+from xmodal_kedro.training.caption_phases import teacher_forcing_loss
+from xmodal_kedro.training.captions import CaptionTrainResult, train_captioner
 from xmodal_kedro.training.launch import launch
 from xmodal_kedro.training.state import TrainingState
 from xmodal_kedro.training.steps import NonFiniteLossError
@@ -40,8 +42,11 @@ from xmodal_kedro.training.steps import NonFiniteLossError
 VIEWS = {"augment": {"scale": [0.4, 1.0], "flip": 0.5}}
 
 
-def train(captioner: PackedCaptioner, evaluate: Any = None, report: Any = None, state: Any = None, **settings: Any):  # type: ignore[no-untyped-def]
-    return train_captioner(captioner, images(), examples(), evaluate, config(**settings), report=report, state=state)
+def train(
+    captioner: PackedCaptioner, evaluate: Any = None, report: Any = None, state: Any = None, **settings: Any
+) -> CaptionTrainResult:
+    chosen = config(**settings)
+    return train_captioner(captioner, images(), examples(), evaluate, chosen, CAPTIONING, report=report, state=state)
 
 
 def right_colours(captioner: PackedCaptioner) -> dict[str, float]:
@@ -94,7 +99,7 @@ def test_an_epoch_is_that_of_a_plain_loop(settings: dict[str, Any]) -> None:
     plain.image_encoder.requires_grad_(chosen.image_encoder)
     losses = reference.train(plain, images(), batches, chosen, MEAN, STD)
     captioner, reported = small_captioner(), {}
-    result = train_captioner(captioner, images(), table, None, chosen, report=reported.__setitem__)
+    result = train_captioner(captioner, images(), table, None, chosen, CAPTIONING, report=reported.__setitem__)
     assert [reported[step]["loss"] for step in sorted(reported)] == pytest.approx(losses, abs=1e-5)
     assert list(reported) == list(range(1, len(batches) + 1))
     assert result.history["loss"][1] == pytest.approx(np.mean(losses), abs=1e-5)
@@ -165,6 +170,8 @@ TRAININGS: dict[str, tuple[dict[str, Any], list[int], list[float] | None]] = {
     "frozen": ({"image_encoder": False}, ALL[:9], None),
     "padding": ({"ignore_padding": False}, ALL, None),
     "one caption": ({}, [4], None),
+    "rewards": ({"epochs": 1, "self_critical": {"batch_size": 3, "samples": 2}, **VIEWS}, ALL, None),
+    "frozen rewards": ({"epochs": 1, "self_critical": {"baseline": "greedy"}, "image_encoder": False}, ALL, None),
     "best": ({"epochs": 6, "keep": "best", "patience": 2}, ALL, [0.1, 0.5, 0.3, 0.2]),
 }
 
@@ -241,10 +248,11 @@ class Stop(Exception):  # noqa: N818
     """What ends a training."""
 
 
-@pytest.mark.parametrize("stop", [4, 5, 8, 11])
+@pytest.mark.parametrize("stop", [4, 5, 8, 9, 11, 12])
 def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(stop: int, tmp_path: Path) -> None:
-    settings = {"epochs": 3, "keep": "best", "schedule": "cosine", "seed": 5, **VIEWS}
-    metrics = (0.1, 0.3, 0.2, 0.2)
+    critical = {"epochs": 2, "batch_size": 2, "samples": 2, "lr": 1e-3}  # 4 steps per epoch, too
+    settings = {"epochs": 2, "keep": "best", "schedule": "cosine", "seed": 5, "self_critical": critical, **VIEWS}
+    metrics = (0.1, 0.3, 0.2, 0.4, 0.2)
     whole = train(small_captioner(dropout=0.2), Scripted(*metrics), **settings)
 
     def interrupted(step: int, _: dict[str, float]) -> None:
@@ -262,8 +270,8 @@ def test_an_interrupted_training_ends_with_the_weights_of_one_that_was_not(stop:
     )
     assert same(weights(going_on.captioner), weights(whole.captioner))
     assert steps[0] == 4 * done + 1
-    assert len(evaluate.shown) == 3 - done
-    assert (going_on.best_epoch, going_on.best_metric) == (whole.best_epoch, whole.best_metric) == (1, 0.3)
+    assert len(evaluate.shown) == 4 - done
+    assert (going_on.best_epoch, going_on.best_metric) == (whole.best_epoch, whole.best_metric) == (3, 0.4)
     speed = "captions_per_second"
     pd.testing.assert_frame_equal(going_on.history.drop(columns=speed), whole.history.drop(columns=speed))
 
@@ -283,13 +291,71 @@ def test_another_key_begins_anew(tmp_path: Path) -> None:
     assert len(evaluate.shown) == 3
 
 
+# --- rewards
+
+CRITICAL = {"epochs": 2, "batch_size": 3, "samples": 4, "lr": 1e-3}
+
+
+def test_self_critical_epochs_follow_from_the_best_weights() -> None:
+    evaluate, reports = Scripted(0.1, 0.4, 0.3, 0.2, 0.5), []
+    result = train(
+        small_captioner(),
+        evaluate,
+        lambda *one: reports.append(one),
+        keep="best",
+        self_critical=CRITICAL,
+        warmup_steps=3,
+    )
+    history = result.history
+    assert history["phase"].tolist() == ["teacher_forcing"] * 3 + ["self_critical"] * 2
+    assert history["step"].tolist() == [0, 4, 8, 11, 14]  # 8 images in batches of at most 3
+    assert history["lr"].tolist()[3:] == [1e-3, 1e-3]
+    assert (result.best_epoch, result.best_metric) == (4, 0.5)
+    assert not same(evaluate.shown[3], evaluate.shown[2])
+    assert [step for step, numbers in reports if "reward" in numbers] == list(range(9, 15))
+    # Epoch 3 began with the weights of epoch 1.
+    moved = [_distance(evaluate.shown[3], evaluate.shown[epoch]) for epoch in (1, 2)]
+    assert moved[0] < moved[1]
+
+
+def _distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    return sum(float((value - second[name]).abs().sum()) for name, value in first.items())
+
+
+def test_patience_ends_a_phase_and_the_next_one_has_its_own() -> None:
+    evaluate = Scripted(0.5, 0.4, 0.3, 0.2, 0.1)
+    result = train(
+        small_captioner(), evaluate, keep="best", self_critical={**CRITICAL, "epochs": 5}, patience=2, epochs=9
+    )
+    assert result.history["phase"].tolist() == ["teacher_forcing"] * 3 + ["self_critical"] * 2
+    assert same(weights(result.captioner), evaluate.shown[0])
+
+
+def test_rewards_make_captions_better() -> None:
+    def reward(result: CaptionTrainResult) -> float:
+        return right_colours(result.captioner)["cider_d_characters"]
+
+    settings = {"epochs": 8, "lr": 1e-2, "seed": 1}
+    begun = train(small_captioner(), **settings)
+    critical = {"epochs": 30, "batch_size": 8, "samples": 8, "lr": 3e-3}
+    reports: list[dict[str, float]] = []
+    ended = train(
+        small_captioner(), report=lambda _, numbers: reports.append(numbers), self_critical=critical, **settings
+    )
+    rewards = [numbers["reward"] for numbers in reports if "reward" in numbers]
+    assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.5
+    assert reward(ended) >= reward(begun)
+
+
 # --- what goes wrong
 
 
 def test_a_metric_that_nobody_measures_is_an_error_before_training() -> None:
     captioner = small_captioner()
     before = weights(captioner)
-    with pytest.raises(ValueError, match=r"train.metric 'bleu_4', with a tokeniser, is none of .*: cider_d_characters"):
+    with pytest.raises(
+        ValueError, match=r"train.metric 'bleu_4_characters' is none of the metrics on dev: cider_d_characters"
+    ):
         train(captioner, right_colours, metric="bleu_4")
     assert same(weights(captioner), before)
 
@@ -297,12 +363,12 @@ def test_a_metric_that_nobody_measures_is_an_error_before_training() -> None:
 @pytest.mark.parametrize("changes", [{"keep": "best"}, {"patience": 1}])
 def test_choosing_needs_references_of_dev(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"small: .*need references of dev images: set keep to last"):
-        train_captioner(small_captioner(), images(), examples(), None, config(**changes), name="small")
+        train_captioner(small_captioner(), images(), examples(), None, config(**changes), CAPTIONING, name="small")
 
 
 def test_nothing_to_train_on_is_an_error() -> None:
     with pytest.raises(ValueError, match="no captions to train on"):
-        train_captioner(small_captioner(), images(), examples().iloc[:0], None, config())
+        train_captioner(small_captioner(), images(), examples().iloc[:0], None, config(), CAPTIONING)
 
 
 @pytest.mark.parametrize("grad_clip", [1.0, None])
@@ -314,7 +380,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched(
     def poisoned(*parts: Any, **settings: Any) -> torch.Tensor:
         return teacher_forcing_loss(*parts, **settings) * (float("nan") if next(calls) == 2 else 1.0)
 
-    monkeypatch.setattr("xmodal_kedro.training.captions.teacher_forcing_loss", poisoned)
+    monkeypatch.setattr("xmodal_kedro.training.caption_phases.teacher_forcing_loss", poisoned)
     captioner, seen = small_captioner(), {}
     message = r"captioner: at step 3, epoch 1 \(teacher_forcing\), lr .*loss is nan.*Lower train.lr"
     with pytest.raises(NonFiniteLossError, match=message):

@@ -10,31 +10,69 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from xmodal_kedro.config.member import AugmentConfig
 from xmodal_kedro.losses.gather import processes, rank
 from xmodal_kedro.models.characters import Characters
+from xmodal_kedro.models.transform import ImageTransform
 from xmodal_kedro.training.batches import image_rows_of, pinned
 
 
 @dataclass(frozen=True)
-class CaptionBatch:
-    """A process's share of a batch."""
+class Images:
+    """Images on their way to the captioner."""
 
-    images: Tensor  # [I, S, S, 3] uint8 packed squares, or vectors [I, W]
-    own: Tensor | None  # [J] those of `images` that this process needs, where the others' are there too
-    which: Tensor  # [B] the image of each caption, among those that this process needs
+    images: Tensor  # [I, S, S, 3] uint8 packed squares, or vectors [I, W]; pinned
+    own: Tensor | None  # [J] which of them this process shows, and in which order, if not all as they are
+
+
+class Views:
+    """How images are shown: random views of packed squares, or vectors as they are."""
+
+    def __init__(self, source: np.ndarray, transform: ImageTransform | None, seed: int, device: torch.device) -> None:
+        """Take images [N, S, S, 3], may be memory-mapped, and their transform, or vectors [N, W] and none."""
+        self.source, self.transform, self.device = source, transform, device
+        self.generator = torch.Generator().manual_seed(seed)
+        # Random views are drawn for the images of all processes, so that no view depends on who shows it.
+        self.of_all = processes() > 1 and transform is not None and transform.augment not in (None, AugmentConfig())
+
+    def read(self, own: np.ndarray, of_batch: np.ndarray) -> Images:
+        """Read each image once, in the order on disk.
+
+        Args:
+            own: [J] rows that this process shows.
+            of_batch: Rows that all processes show.
+        """
+        rows = np.unique(of_batch if self.of_all else own)
+        images = pinned(torch.from_numpy(np.ascontiguousarray(self.source[rows])), self.device)
+        return Images(images, None if np.array_equal(rows, own) else torch.from_numpy(np.searchsorted(rows, own)))
+
+    def show(self, read: Images) -> Tensor:
+        """What the captioner looks at, [J, 3, H, W] or [J, W], on the device."""
+        images = read.images.to(self.device, non_blocking=True)
+        if self.transform is not None:
+            with torch.autocast(self.device.type, enabled=False):  # pixels are not what precision can be saved on
+                images = self.transform(images, self.generator)
+        return images if read.own is None else images[read.own.to(self.device)]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Captions of a batch that are one process's."""
+
+    images: np.ndarray  # [J] their images' rows, each once
+    which: Tensor  # [B] the image of each caption, among these
     ids: Tensor  # [B, L] with L the longest caption, or all positions where padding counts
-    captions: int  # of all processes
     weight: float  # the mean of weight * loss over processes is the loss of all tokens
 
 
 class Captions:
-    """Captions with their images; texts are tokenised once."""
+    """Captions and the rows of their images; texts are tokenised once."""
 
     def __init__(
         self,
         vocabulary: Characters,
-        images: np.ndarray,
         examples: pd.DataFrame,
+        images: int,
         positions: int,
         *,
         counts_padding: bool = False,
@@ -43,8 +81,8 @@ class Captions:
 
         Args:
             vocabulary: Of the captioner.
-            images: [N, S, S, 3] uint8, may be memory-mapped; or vectors [N, W].
-            examples: Columns `text` and `image_row` (row of `images`).
+            examples: Columns `text` and `image_row`.
+            images: How many there are.
             positions: Tokens of a caption at most, the start and the end included; longer ones are cut, and keep an
                 end.
             counts_padding: Whether padding is to be predicted too: then captions are padded to all positions, for the
@@ -55,8 +93,7 @@ class Captions:
         """
         if examples.empty:
             raise ValueError("there are no captions to train on")
-        self.image_rows = image_rows_of(examples, len(images))
-        self.images = images
+        self.image_rows = image_rows_of(examples, images)
         self.counts_padding = counts_padding
         texts, distinct = pd.factorize(examples["text"])
         tokens = vocabulary.batch([str(text) for text in distinct], positions)
@@ -71,35 +108,22 @@ class Captions:
         """Captions."""
         return len(self.texts)
 
-    def read(self, rows: np.ndarray, device: torch.device, *, all_images: bool = False) -> CaptionBatch:
-        """Read this process's share of a batch, ready to be sent to `device`.
+    def share(self, rows: np.ndarray) -> Share:
+        """This process's share of a batch.
 
         Every caption is some process's, though a share may be smaller than the others by one; where there are fewer
         captions than processes, one without gets the first, which weighs nothing.
 
         Args:
             rows: [B] of the whole batch, the same in all processes; captions of one image side by side.
-            device: Where the batch is going.
-            all_images: Also those of the other processes, for random views are drawn for the batch as a whole.
         """
         share = np.array_split(rows, processes())[rank()]
-        tokens, all_tokens = self._tokens(share), self._tokens(rows)
+        weight = processes() * self._tokens(share) / self._tokens(rows)
         mine = share if len(share) else rows[:1]
         images, which = np.unique(self.image_rows[mine], return_inverse=True)
-        own = None
-        if all_images:
-            everything = np.unique(self.image_rows[rows])
-            own, images = torch.from_numpy(np.searchsorted(everything, images)), everything
         longest = self.ids.shape[1] if self.counts_padding else int(self.lengths[mine].max())
         ids = self.ids[torch.from_numpy(self.texts[mine])][:, :longest].long()
-        return CaptionBatch(
-            images=pinned(torch.from_numpy(np.ascontiguousarray(self.images[images])), device),
-            own=own,
-            which=pinned(torch.from_numpy(which), device),
-            ids=pinned(ids, device),
-            captions=len(rows),
-            weight=processes() * tokens / all_tokens,
-        )
+        return Share(images, torch.from_numpy(which), ids, weight)
 
     def _tokens(self, rows: np.ndarray) -> int:
         """Tokens of captions that a loss counts."""

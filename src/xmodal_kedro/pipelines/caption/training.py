@@ -77,14 +77,14 @@ def train_and_write(job: CaptionJob) -> DataFrame:
         log.info("%s: %d captions of %d images on %s", config.name, len(rows), rows["image_id"].nunique(), device)
     with _reports(job, dev) as report:
         result = train_captioner(
-            captioner, images.pixels, examples, dev, config.train, device, report, config.name, state
+            captioner, images.pixels, examples, dev, config.train, job.captioning, device, report, config.name, state
         )
     if rank() == 0:
         log.info("%s: kept epoch %d of %d", config.name, result.best_epoch, int(result.history["epoch"].max()))
         if result.best_epoch == 0:
             log.warning("%s: no epoch was better on dev than the weights it began with", config.name)
-        kept = result.history.drop(columns="phase").set_index("epoch").loc[result.best_epoch].dropna()
-        metrics = {"epoch": result.best_epoch, **kept.to_dict()}
+        kept = result.history.drop(columns="phase").set_index("epoch").loc[result.best_epoch].dropna().to_dict()
+        metrics = {"epoch": result.best_epoch} | {str(metric): value for metric, value in kept.items()}
         write_captioner(job.checkpoint, member.backbone, config, metrics, made_by)
     state.remove()
     return result.history
