@@ -14,6 +14,8 @@ from torch import Tensor
 
 from tests.captioning.stores import store_of
 from tests.captioning.toys import END, Logits, TableCaptioner, random_table
+from tests.training.small_captioner import images as coloured_images
+from tests.training.small_captioner import small_captioner
 from xmodal_kedro.captioning.decode import decode
 from xmodal_kedro.captioning.generate import generate
 from xmodal_kedro.config.captioning import CaptioningConfig
@@ -117,6 +119,20 @@ def test_captions_are_those_of_decoding_all_at_once_whatever_the_batches_are(
             [caption.log_probability for caption in expected], abs=1e-5
         )
         assert captioner.sizes[0] == min(batch_size, 12)
+
+
+def test_a_captioner_of_packed_pixels_writes_what_it_writes_about_each_image_alone(tmp_path: Path) -> None:
+    captioner, pixels = small_captioner(), coloured_images()
+    generator = torch.Generator().manual_seed(9)
+    for parameter in captioner.captioner.parameters():  # so large that images matter
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    rows = table(*[("val", image_id, None) for image_id in IDS[: len(pixels)]])
+    images = store_of(tmp_path / "coloured", IDS[: len(pixels)], pixels=pixels)
+    found = generate(captioner, rows, images, ["val"], captioning(batch_size=3), "cpu", "small")
+    alone = [decode(captioner, torch.tensor(image)[None], EVERY_METHOD[0])[0] for image in pixels]
+    assert found["caption"].tolist() == [caption.text for caption in alone]
+    assert found["log_probability"].tolist() == pytest.approx([one.log_probability for one in alone], abs=1e-4)
+    assert found["caption"].nunique() > 4
 
 
 def test_a_batch_is_read_no_more_than_one_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
