@@ -132,7 +132,7 @@ def test_a_captioner_of_packed_pixels_writes_what_it_writes_about_each_image_alo
     alone = [decode(captioner, torch.tensor(image)[None], EVERY_METHOD[0])[0] for image in pixels]
     assert found["caption"].tolist() == [caption.text for caption in alone]
     assert found["log_probability"].tolist() == pytest.approx([one.log_probability for one in alone], abs=1e-4)
-    assert found["caption"].nunique() > 4
+    assert found["caption"].nunique() == 4
 
 
 def test_a_batch_is_read_no_more_than_one_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
