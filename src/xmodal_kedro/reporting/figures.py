@@ -16,25 +16,29 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0
 """Okabe and Ito's palette: apart for colour-blind eyes, too."""
 
 CURVES = ("dev/t2i.map_at_10", "dev/i2t.map_at_10", "dev/t2i.recall_at_1", "dev/t2i.recall_at_10")
+VARIETY = ("dev/distinct_captions", "dev/repetition")  # shares, which the scores of captions would flatten
 
 
 def training_curves(history: pd.DataFrame) -> go.Figure:
     """Loss, metrics on dev, learning rate and speed over epochs, one panel each; what the history lacks is left out.
 
     Args:
-        history: A row per epoch with `epoch` and any of `loss`, `lr`, `pairs_per_second`, `dev/<metric>`.
+        history: A row per epoch with `epoch` and any of `loss`, `lr`, `pairs_per_second`, `captions_per_second`,
+            `dev/<metric>`.
 
     Raises:
         ValueError: There is no column `epoch`.
     """
     if "epoch" not in history.columns:
         raise ValueError(f"a training history needs a column 'epoch'; it has {', '.join(map(str, history.columns))}.")
-    of_dev = [name for name in history.columns if name.startswith("dev/")]
+    of_dev = [name for name in history.columns if name.startswith("dev/") and name not in VARIETY]
     panels = {
         "loss": ["loss"],
         "on dev": [name for name in CURVES if name in of_dev] or of_dev[: len(COLORS)],
+        "variety of captions on dev": list(VARIETY),
         "learning rate": ["lr"],
         "pairs per second": ["pairs_per_second"],
+        "captions per second": ["captions_per_second"],
     }
     filled = {title: [n for n in names if n in history and history[n].notna().any()] for title, names in panels.items()}
     filled = {title: names for title, names in filled.items() if names}
