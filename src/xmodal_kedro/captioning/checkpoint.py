@@ -16,7 +16,6 @@ import yaml
 from torch import Tensor
 
 from xmodal_kedro.captioning.captioner import Vocabulary
-from xmodal_kedro.captioning.transformers_captioner import TransformersCaptioner, load_captioner
 from xmodal_kedro.config.captioning import CaptionerConfig
 from xmodal_kedro.config.member import AugmentConfig
 from xmodal_kedro.config.weights import weights_at
@@ -167,6 +166,8 @@ def _from_config(config: CaptionerConfig, project: Path) -> PackedCaptioner:
             f"captioner '{config.name}' begins with the member '{config.member}' and has no weights of its own: open "
             "the checkpoint that its training wrote"
         )
+    from xmodal_kedro.captioning.transformers_captioner import TransformersCaptioner, load_captioner  # seconds
+
     directory = find_weights(weights_at(config.weights, project), TransformersCaptioner, f"{config.name}.weights")
     captioner = load_captioner(directory)
     return PackedCaptioner(config.name, captioner, captioner.image_transform)
