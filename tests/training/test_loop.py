@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,11 @@ import torch
 
 from tests.models.small import SIZE, SMALL, small_backbone, small_member
 from tests.reference import training as reference
-from xmodal_kedro.config.member import LossConfig, TrainConfig
+from xmodal_kedro.config.member import LossConfig, MomentumConfig, TrainConfig
 from xmodal_kedro.models.backbone import Backbone
 from xmodal_kedro.training.batches import deal
 from xmodal_kedro.training.loop import train
+from xmodal_kedro.training.state import TrainingState
 from xmodal_kedro.training.steps import Best, NonFiniteLossError
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "white": (240, 240, 240)}
@@ -233,6 +236,66 @@ def test_history_and_reports_begin_before_training() -> None:
     assert [numbers["lr"] for _, numbers in steps][:2] == [0.0005, 0.001]
     assert history["loss"][1] == pytest.approx(np.mean([numbers["loss"] for _, numbers in steps[:4]]))
     assert {"loss", "lr", "logit_scale", "pairs_per_second"} == steps[0][1].keys()
+
+
+# --- what goes on after an interruption
+
+
+class InterruptedRunError(Exception):
+    """As Ctrl-C, or a machine that goes down."""
+
+
+INTERRUPTED = {
+    "plain": ("open_clip", {"augment": {"scale": [0.5, 1.0], "flip": 0.5}, "grad_clip": 0.5}),
+    "batch_statistics": ("open_clip_resnet", {"micro_batch": 4}),
+    "dropout": ("chinese_clip", {"precision": "bf16", "schedule": "cosine"}),
+    "momentum": ("blip", {"loss": LossConfig(momentum=MomentumConfig(queue_size=16, momentum=0.9))}),
+}
+
+
+@pytest.mark.parametrize("case", INTERRUPTED)
+def test_an_interrupted_training_goes_on_to_the_same_bits(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, changes = INTERRUPTED[case]
+    settings = config(**{"epochs": 3, "lr": 1e-3, "keep": "best", **changes})
+    metrics = (0.1, 0.4, 0.3, 0.35)
+
+    def run(backbone: Backbone, *told: float, stop: int | None = None, state: TrainingState | None = None) -> Any:
+        def report(step: int, numbers: dict[str, float]) -> None:
+            reported.append(step)
+            if step == stop:
+                raise InterruptedRunError
+
+        reported: list[int] = []
+        evaluate = Scripted(*told)
+        result = train(backbone, images(), examples(), evaluate, settings, report=report, state=state, name="clip")
+        return result, evaluate, reported
+
+    whole, seen, _ = run(small_backbone(name), *metrics)
+    with pytest.raises(InterruptedRunError):
+        run(small_backbone(name), *metrics, stop=6, state=TrainingState(tmp_path, "clip", "key"))
+    other = small_backbone(name, seed=3)  # what is saved must count, not what it begins with
+    with caplog.at_level(logging.INFO):
+        again, seen_again, reported = run(other, *metrics[2:], state=TrainingState(tmp_path, "clip", "key"))
+    assert "clip: goes on after epoch 1 of an interrupted run" in caplog.text
+    assert reported[0] == 5
+    assert same(seen_again.shown[-1], seen.shown[-1])  # after the last epoch
+    assert (again.best_epoch, again.best_metric) == (whole.best_epoch, whole.best_metric) == (1, 0.4)
+    assert same(weights(again.backbone), weights(whole.backbone))
+    without_time = [result.history.drop(columns="pairs_per_second") for result in (whole, again)]
+    pd.testing.assert_frame_equal(*without_time, check_exact=True)
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+def test_a_training_that_was_complete_is_not_trained_again(patience: int | None, tmp_path: Path) -> None:
+    settings, state = config(keep="best", patience=patience), TrainingState(tmp_path, "clip", "key")
+    first = train(small_backbone("open_clip"), images(), examples(), Scripted(0.5, 0.4, 0.3), settings, state=state)
+    second = train(small_backbone("open_clip", seed=1), images(), examples(), Scripted(), settings, state=state)
+    assert len(first.history) == (3 if patience is None else 2)
+    pd.testing.assert_frame_equal(first.history, second.history, check_exact=True)
+    assert second.best_epoch == 0
+    assert same(weights(second.backbone), weights(first.backbone))
 
 
 # --- what goes wrong

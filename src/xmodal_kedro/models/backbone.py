@@ -279,6 +279,13 @@ class Backbone(nn.Module, Published, ABC):
         if reason := self.refusal(config):
             raise ValueError(reason)
 
+    def training_tensors(self) -> dict[str, Tensor]:
+        """What training has made besides parameters and buffers, and cannot go on without."""
+        return {}
+
+    def resume_training(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `training_tensors` gave, after `begin_training`; values on any device."""
+
     def training_step(self, batch: Batch, state: TrainState) -> dict[str, Tensor]:
         """Losses of a batch: `loss` is what is minimised, further entries are reported beside it."""
         if state.loss.kind == "soft_target":

@@ -169,6 +169,29 @@ class Blip(Backbone):
         average.requires_grad_(False).activation_checkpointing_disable()
         self.average = _Average(average, config.loss.momentum, config.seed)
 
+    def training_tensors(self) -> dict[str, Tensor]:
+        """The moving average and, after the first step, the queue."""
+        if self.average is None:
+            return {}
+        model, queue = self.average.model, self.average.queue
+        tensors = {f"average.{name}": tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        if queue is not None:
+            tensors |= {"queue.image": queue.image, "queue.text": queue.text, "queue.keys": queue.keys}
+            tensors["queue.position"] = torch.tensor(queue.position)
+        return tensors
+
+    @torch.no_grad()
+    def resume_training(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put the moving average and the queue back."""
+        if self.average is None:
+            return
+        model, device = self.average.model, self.logit_scale.device
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            tensor.copy_(tensors[f"average.{name}"])
+        if "queue.keys" in tensors:
+            image, text, keys = (tensors[f"queue.{part}"].to(device) for part in ("image", "text", "keys"))
+            self.average.queue = FeatureQueue(image, text, keys, int(tensors["queue.position"]))
+
     def training_step(self, batch: Batch, state: TrainState) -> dict[str, Tensor]:
         """The sum of alignment (`ita`) and matching (`itm`), over all processes."""
         if (state.loss.momentum is None) != (self.average is None):

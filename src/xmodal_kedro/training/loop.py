@@ -1,5 +1,7 @@
 """Train a backbone on pairs: the same seed and threads give the same weights, and the best epoch's are kept.
 
+That holds for a training that was interrupted, too: it goes on after the last epoch that it finished.
+
 Where several processes train together (see `training.launch`), all of them call `train` with the same arguments; each
 computes its share of every batch, and their number changes neither batches nor views of the images. Dropout is drawn
 anew in each process.
@@ -26,6 +28,7 @@ from xmodal_kedro.training.batches import Pairs, deal, pinned, prefetched
 from xmodal_kedro.training.gradient_cache import cached_backward, uses_batch_statistics
 from xmodal_kedro.training.optimiser import learning_rate, make_optimiser
 from xmodal_kedro.training.processes import averaged, own_share, said_by_first, spread_weights
+from xmodal_kedro.training.state import TrainingState, seed_epoch
 from xmodal_kedro.training.steps import Best, Report, progress, take_step
 
 Evaluate = Callable[[Backbone], dict[str, float]]
@@ -52,6 +55,7 @@ def train(
     device: torch.device | str = "cpu",
     report: Report | None = None,
     name: str = "member",
+    state: TrainingState | None = None,
 ) -> TrainResult:
     """Train with AdamW, evaluating before the first epoch and after each.
 
@@ -66,6 +70,7 @@ def train(
         report: Called with the step (from 1) and numbers: after each step what `training_step` returns, `lr`,
             `logit_scale` and `pairs_per_second`; after each evaluation `dev/<metric>`. Only rank 0 reports.
         name: Of the member, for the progress bar and errors.
+        state: What an interrupted training goes on from; saved after each epoch.
 
     Returns:
         History columns: `epoch`, `step`, `loss` (mean of the epoch), `lr`, `pairs_per_second`, `dev/<metric>`.
@@ -84,10 +89,12 @@ def train(
     device = torch.device(device)
     pairs = Pairs(backbone, pixels, examples)
     trainer = _Trainer(backbone.to(device), pairs, config, device, name)
-    history, best = [], Best(backbone, keeps=config.keep == "best")
-    with seeded(config.seed + rank()), progress(config.epochs * len(examples), name, "pair") as bar:
-        for epoch in range(config.epochs + 1):
-            row = trainer.run_epoch(epoch, report, bar) if epoch else {"epoch": 0, "step": 0}
+    best = Best(backbone, keeps=config.keep == "best")
+    with seeded(config.seed), progress(config.epochs * len(examples), name, "pair") as bar:
+        history, over = _resumed(trainer, best, state, bar)
+        while not over:
+            epoch = len(history)
+            row: dict[str, float] = trainer.run_epoch(epoch, report, bar) if epoch else {"epoch": 0, "step": 0}
             if evaluate is not None:
                 metrics = _evaluate(backbone, evaluate, config.metric)
                 row |= {f"dev/{metric}": value for metric, value in metrics.items()}
@@ -95,9 +102,11 @@ def train(
                 if report is not None:
                     report(trainer.step, {f"dev/{metric}": value for metric, value in metrics.items()})
             history.append(row)
-            if said_by_first(config.patience is not None and epoch - best.epoch >= config.patience):
-                break
-    kept_epoch = best.restore() if evaluate is not None and config.keep == "best" else epoch
+            waited = config.patience is not None and epoch - best.epoch >= config.patience
+            over = said_by_first(waited or epoch == config.epochs)
+            if state is not None and epoch:
+                _save(trainer, best, state, history, over)
+    kept_epoch = best.restore() if evaluate is not None and config.keep == "best" else len(history) - 1
     metric = history[kept_epoch].get(f"dev/{config.metric}")
     return TrainResult(backbone.eval(), pd.DataFrame(history), kept_epoch, metric)
 
@@ -127,6 +136,7 @@ class _Trainer:
 
     def run_epoch(self, epoch: int, report: Report | None, bar: tqdm) -> dict[str, float]:
         """Train on every pair once."""
+        seed_epoch(self.config.seed, epoch)
         self.backbone.train()
         losses, trained, began = [], 0, time.perf_counter()
         with closing(prefetched(map(self.read, self.deal(epoch)))) as batches:
@@ -180,6 +190,39 @@ class _Trainer:
             losses = self.backbone.training_step(batch, state)
         losses["loss"].backward()
         return losses
+
+
+def _resumed(
+    trainer: _Trainer, best: Best, state: TrainingState | None, bar: tqdm
+) -> tuple[list[dict[str, float]], bool]:
+    """The history so far and whether it is complete: of an interrupted training, or none yet."""
+    saved = None
+    if state is not None:
+        saved = state.load(trainer.backbone, trainer.optimiser, {"views": trainer.views})
+    if saved is None:
+        return [], False
+    trainer.backbone.resume_training(_under(saved.tensors, "backbone."))
+    history: list[dict[str, float]] = saved.facts["history"]
+    trainer.step = int(history[-1]["step"])
+    best.epoch, best.metric = saved.facts["best"]
+    best.weights = _under(saved.tensors, "best.")
+    epoch = len(history) - 1
+    bar.update(epoch * len(trainer.pairs.alike))
+    if rank() == 0:
+        log.info("%s: goes on after epoch %d of an interrupted run", trainer.name, epoch)
+    return history, saved.facts["over"]
+
+
+def _save(trainer: _Trainer, best: Best, state: TrainingState, history: list[dict[str, float]], over: bool) -> None:
+    """Write what `_resumed` reads."""
+    tensors = {f"best.{name}": tensor for name, tensor in best.weights.items()}
+    tensors |= {f"backbone.{name}": tensor for name, tensor in trainer.backbone.training_tensors().items()}
+    facts = {"history": history, "best": [best.epoch, best.metric], "over": over}
+    state.save(trainer.backbone, trainer.optimiser, {"views": trainer.views}, facts, tensors)
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _check(backbone: Backbone, config: TrainConfig, name: str) -> None:
