@@ -57,8 +57,8 @@ def test_other_captions_are_refused_and_ties_are_not(
         contest.agree(given, contest.GREEDY, {"ours": greedy, contest.GENERATE: greedy[:11]})
     with pytest.raises(AssertionError, match="only 1 of 12 captions are distinct"):
         contest.agree(given, contest.GREEDY, {"ours": greedy[:1] * 12, contest.GENERATE: greedy})
+    few = [((row, 5), True) for row in range(12)]
     with pytest.raises(AssertionError, match="none ends early"):
-        few = [((row, 5), True) for row in range(12)]
         contest.agree(given, contest.GREEDY, {"ours": few, contest.GENERATE: few})
 
     work = given()

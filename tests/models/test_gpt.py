@@ -156,7 +156,7 @@ def test_a_mask_may_come_late() -> None:
 @pytest.mark.parametrize("rows", [[0, 1, 2], [2, 2, 0], [1], [0, 0, 1, 1, 2, 2, 0], []])
 @torch.no_grad()
 def test_gathered_rows_go_on_by_themselves(rows: list[int]) -> None:
-    """As beams do: the texts of the rows part after the gathering, and the first cache is as it was."""
+    """As beams do: the texts of the rows part after the gathering."""
     gpt, ids, chosen = some_gpt(), some_ids(3, 5), torch.tensor(rows, dtype=torch.long)
     more, cache = some_ids(len(rows), 4, seed=2), Cache(9)
     gpt(gpt.embed(ids), cache=cache)
@@ -164,9 +164,18 @@ def test_gathered_rows_go_on_by_themselves(rows: list[int]) -> None:
     stepped = [gpt(gpt.embed(more[:, at : at + 1], 5 + at), cache=gathered) for at in range(4)]
     whole = gpt(gpt.embed(torch.cat([ids[chosen], more], dim=1)))
     torch.testing.assert_close(torch.cat(stepped, dim=1), whole[:, 5:], atol=1e-5, rtol=1e-5)
-    assert cache.length == 5
-    after = gpt(gpt.embed(ids[:, :1], 5), cache=cache)
-    torch.testing.assert_close(after, gpt(gpt.embed(torch.cat([ids, ids[:, :1]], dim=1)))[:, 5:], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_rows_are_gathered_again_and_again() -> None:
+    """More rows, fewer, as many, more than ever: each time into room that other rows have had."""
+    gpt, ids, cache = some_gpt(), some_ids(3, 2), Cache(9)
+    gpt(gpt.embed(ids), cache=cache)
+    for step, rows in enumerate([[2, 0, 2, 1, 1, 0], [5, 0], [1, 1], [1], [0] * 8, [7, 3, 3]]):
+        cache, ids = cache.gather(torch.tensor(rows)), ids[rows]
+        ids = torch.cat([ids, some_ids(len(rows), 1, seed=step)], dim=1)
+        state = gpt(gpt.embed(ids[:, -1:], 2 + step), cache=cache)
+        torch.testing.assert_close(state, gpt(gpt.embed(ids))[:, -1:], atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

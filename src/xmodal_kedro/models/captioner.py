@@ -87,7 +87,7 @@ class Captioner(nn.Module):
 
     @torch.no_grad()
     def select(self, state: Cache, rows: Tensor) -> Cache:
-        """A state of its own with these rows [R] of another: for beams, and to drop captions that have ended."""
+        """The given state with these rows [R] of it alone: for beams, and to drop captions that have ended."""
         return state.gather(rows)
 
 

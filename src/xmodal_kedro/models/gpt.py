@@ -44,7 +44,8 @@ class Cache:
     """Keys and values of all that a GPT has read, with room for what it will read.
 
     Room is made once, so a step writes its own place and copies nothing. That is also why a sequence cannot be
-    continued in two ways from one cache: `gather` the rows first. No gradient goes back through more than one step.
+    continued in two ways from one cache: `gather` its row twice first. No gradient goes back through more than one
+    step.
     """
 
     def __init__(self, size: int) -> None:
@@ -53,6 +54,7 @@ class Cache:
         self.length = 0  # places that are filled, the same in all rows
         self._layers: list[tuple[Tensor, Tensor]] = []  # keys and values [B, H, size, D]
         self._mask: Tensor | None = None  # [B, length], where places may be looked at; none is everywhere
+        self._spare: Tensor | None = None  # room of rows that were gathered, for those that are gathered next
 
     def open(self, rows: int, places: int, mask: Tensor | None) -> Tensor | None:
         """Announce further places, before `extend` per layer and `close`.
@@ -98,17 +100,21 @@ class Cache:
         """Count places that all layers have written."""
         self.length += places
 
-    def gather(self, rows: Tensor) -> Cache:
-        """Copy rows [R] into a cache of their own, in this order; rows may repeat, be left out, or be none."""
-        gathered = Cache(self.size)
-        gathered.length = self.length
-        gathered._mask = None if self._mask is None else self._mask[rows]
-        gathered._layers = [(self._taken(keys, rows), self._taken(values, rows)) for keys, values in self._layers]
-        return gathered
+    def gather(self, rows: Tensor) -> Self:
+        """Put rows [R] in the place of all, in this order; rows may repeat, be left out, or be none.
+
+        Layers take turns at one spare room: fresh memory for each would cost many times what the copying does.
+        """
+        self._mask = None if self._mask is None else self._mask[rows]
+        self._layers = [(self._taken(keys, rows), self._taken(values, rows)) for keys, values in self._layers]
+        return self
 
     def _taken(self, stored: Tensor, rows: Tensor) -> Tensor:
-        """Rows of [B, H, size, D]; only the filled places are copied."""
-        taken = stored.new_empty(len(rows), *stored.shape[1:])
+        """Rows of [B, H, size, D], whose room is the next spare one; only the filled places are copied."""
+        spare, self._spare = self._spare, stored
+        if spare is None or len(spare) < len(rows):
+            spare = stored.new_empty(len(rows), *stored.shape[1:])
+        taken = spare[: len(rows)]
         torch.index_select(stored[:, :, : self.length], 0, rows, out=taken[:, :, : self.length])
         return taken
 
