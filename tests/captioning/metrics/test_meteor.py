@@ -56,6 +56,28 @@ def test_protocol(monkeypatch, tmp_path):
     assert np.isnan(scores.interval()).all()  # its counts are the program's own
 
 
+def test_the_program_is_started_once_and_anew_after_it_stopped(monkeypatch, tmp_path):
+    """It loads data for seconds; one that stopped in the middle must not answer the next question."""
+    script = f"""
+    echo >> {tmp_path}/starts
+    while IFS= read -r line; do
+      case "$line" in
+        *stop*) exit 1 ;;
+        SCORE*) echo s ;;
+        *) echo 0.5; echo 0.5 ;;
+      esac
+    done"""
+    stand_in(tmp_path, monkeypatch, script)
+    jar(tmp_path, monkeypatch)
+    for _ in range(3):
+        assert meteor([["a"]], [[["a"]]]).value == 0.5
+    assert (tmp_path / "starts").read_text() == "\n"
+    with pytest.raises(MeteorError, match="stopped: it gave no reason"):
+        meteor([["stop"]], [[["a"]]])
+    assert meteor([["a"]], [[["a"]]]).value == 0.5
+    assert (tmp_path / "starts").read_text() == "\n\n"
+
+
 def stand_in(folder, monkeypatch, script):
     """A `java` that does what the script says."""
     program = folder / "java"

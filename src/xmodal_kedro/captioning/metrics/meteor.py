@@ -8,14 +8,16 @@ Chinese tokens, where it finds equal tokens only: such numbers compare with each
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from xmodal_kedro.captioning.metrics.scores import Scores, Tokens, check_referen
 # Java before 18 writes and reads in the locale's encoding; in the locale C all Chinese characters would be equal.
 COMMAND = ["-Dfile.encoding=UTF-8", "-Xmx2G", "-jar"]
 SETTINGS = ["-", "-", "-stdio", "-l", "en", "-norm"]
+_LOCK = threading.Lock()  # the program answers one caller after the other
 
 
 class MeteorError(RuntimeError):
@@ -34,7 +37,7 @@ def meteor_unavailable() -> str | None:
     """Why METEOR cannot be computed here, or None."""
     if shutil.which("java") is None:
         return "METEOR needs Java, and there is no `java` on the PATH."
-    if _program() is None:
+    if _jar() is None:
         return "METEOR needs its program meteor-1.5.jar, which comes with the package pycocoevalcap: install that."
     return None
 
@@ -53,46 +56,68 @@ def meteor(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -
     check_references(captions, references)
     if reason := meteor_unavailable():
         raise MeteorError(reason)
-    with tempfile.TemporaryFile() as complaints:
-        program = subprocess.Popen(
-            ["java", *COMMAND, str(_program()), *SETTINGS],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            encoding="utf-8",
-        )
+    with _LOCK:
+        program = _started(str(_jar()))
         try:
             statistics = [
-                _ask(program, _line(["SCORE", *map(_text, texts), _text(caption)]), complaints)
+                program.ask(_line(["SCORE", *map(_text, texts), _text(caption)]))
                 for caption, texts in zip(captions, references, strict=True)
             ]
-            found = [_ask(program, _line(["EVAL", *statistics]), complaints)]
-            found += [_ask(program, "", complaints) for _ in captions]
-        finally:
-            program.kill()
-            with contextlib.suppress(BrokenPipeError):  # of what it did not read
-                program.communicate()
+            found = [program.ask(_line(["EVAL", *statistics]))]
+            found += [program.ask("") for _ in captions]
+        except BaseException:  # an interruption too: answers that nobody read would be taken for those to the next
+            _started.cache_clear()
+            program.end()
+            raise
     *each, value = map(float, found)
     return Scores(value, np.array(each), pooled=True)
 
 
-def _ask(program: subprocess.Popen[str], line: str, complaints: IO[bytes]) -> str:
-    """The program's next line, after one was sent if there is any."""
-    assert program.stdin is not None
-    assert program.stdout is not None
-    try:
-        program.stdin.write(line)
-        program.stdin.flush()
-        answer = program.stdout.readline().strip()
-    except BrokenPipeError:
-        answer = ""
-    if not answer:
-        program.kill()
-        program.wait()  # until all it says is written
-        complaints.seek(0)
-        said = complaints.read().decode(errors="replace").strip()[-500:]
-        raise MeteorError(f"the program of METEOR stopped: {said or 'it gave no reason'}")
-    return answer
+class _Program:
+    """The running program, which speaks line by line."""
+
+    def __init__(self, jar: str) -> None:
+        self.complaints = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the program
+        self.process = subprocess.Popen(
+            ["java", *COMMAND, jar, *SETTINGS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.complaints,
+            encoding="utf-8",
+        )
+        atexit.register(self.end)
+
+    def ask(self, line: str) -> str:
+        """The program's next line, after one was sent if there is any."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
+            answer = self.process.stdout.readline().strip()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self.process.kill()
+            self.process.wait()  # until all it says is written
+            self.complaints.seek(0)
+            said = self.complaints.read().decode(errors="replace").strip()[-500:]
+            raise MeteorError(f"the program of METEOR stopped: {said or 'it gave no reason'}")
+        return answer
+
+    def end(self) -> None:
+        """Stop it."""
+        atexit.unregister(self.end)
+        self.process.kill()
+        with contextlib.suppress(BrokenPipeError):  # of what it did not read
+            self.process.communicate()
+        self.complaints.close()
+
+
+@cache
+def _started(jar: str) -> _Program:
+    """The one program of this process: it takes seconds to load its data."""
+    return _Program(jar)
 
 
 def _line(parts: Sequence[str]) -> str:
@@ -104,7 +129,7 @@ def _text(tokens: Tokens) -> str:
     return " ".join(" ".join(tokens).replace("|||", "").split())
 
 
-def _program() -> Path | None:
+def _jar() -> Path | None:
     package = importlib.util.find_spec("pycocoevalcap")
     folders = (package.submodule_search_locations or []) if package else []
     found = [Path(folder) / "meteor" / "meteor-1.5.jar" for folder in folders]
