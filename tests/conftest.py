@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,7 +39,7 @@ SMALL = {
     "synthetic.val": 240,
     "synthetic.test": 80,
     "vit.train.epochs": 4,
-    "resnet.train.epochs": 3,
+    "resnet.train.epochs": 2,
     "evaluation.bootstrap": 200,
 }
 
@@ -58,21 +61,55 @@ def make_project(folder: Path) -> Path:
     return folder
 
 
-def run_kedro(project: Path, *arguments: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `kedro ...` in a project folder, and show its output when it fails although it should not."""
+def run_kedro(
+    project: Path, *arguments: str, check: bool = True, as_user: bool = False, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `kedro ...` in a project folder, and show its output when it fails although it should not.
+
+    It runs in a new process that is forked where the large libraries are imported already; `as_user` starts the command
+    itself, which takes seconds more.
+    """
     command = [str(Path(sys.executable).with_name("kedro")), *arguments]
     # What a developer has set must not leak into the run.
     inherited = {key: value for key, value in os.environ.items() if key not in ("KEDRO_ENV", "MLFLOW_TRACKING_URI")}
-    result = subprocess.run(command, cwd=project, env={**inherited, **env}, capture_output=True, text=True, timeout=600)
+    if as_user:
+        result = subprocess.run(
+            command, cwd=project, env={**inherited, **env}, capture_output=True, text=True, timeout=600
+        )
+    else:
+        result = _fork_kedro(command, project, {**inherited, **env})
     if check and result.returncode:
         raise AssertionError(f"{' '.join(command)} exited with {result.returncode}:\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def _fork_kedro(command: list[str], project: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    server = _kedro_processes()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder, "output"), Path(folder, "errors")
+        request = {"command": command, "folder": str(project), "environment": env}
+        server.stdin.write(json.dumps(request | {"output": str(output), "errors": str(errors)}) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        return subprocess.CompletedProcess(command, status, output.read_text(), errors.read_text())
+
+
+@cache
+def _kedro_processes() -> subprocess.Popen[str]:
+    script = Path(__file__).with_name("kedro_processes.py")
+    server = subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert server.stdin is not None
+    atexit.register(server.wait)
+    atexit.register(server.stdin.close)  # the last one first
+    return server
 
 
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which the small main job has run once; tests may run more in it, but delete nothing."""
     project = make_project(tmp_path_factory.mktemp("finished") / "project")
-    result = run_kedro(project, "run", small_parameters())
+    result = run_kedro(project, "run", small_parameters(), as_user=True)
     (project / "output.txt").write_text(result.stdout + result.stderr)
     return project

@@ -116,7 +116,8 @@ def test_a_second_run_keeps_the_old_versions_and_load_versions_reproduces(finish
     before = {member: versions(project, f"{member}/checkpoint") for member in MEMBERS}
     (old_metrics,) = versions(project, "ensemble/metrics.csv")
     old = (old_metrics / "metrics.csv").read_bytes()
-    run_kedro(project, "run", small_parameters(**{"vit.train.seed": 1}), "--namespaces=vit")
+    again = small_parameters(**{"vit.train.seed": 1, "vit.train.epochs": 1})
+    run_kedro(project, "run", again, "--namespaces=vit")
     assert versions(project, "vit/checkpoint")[:-1] == before["vit"]
     assert versions(project, "resnet/checkpoint") == before["resnet"]
 
