@@ -35,7 +35,8 @@ def test_keys_are_made_of_the_cleaned_texts(clean: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr("xmodal_kedro.data.image_store.ImageStore.open", lambda directory: store)
     monkeypatch.setattr("xmodal_kedro.models.build", lambda *args, **kwargs: None)
     monkeypatch.setattr("xmodal_kedro.training.loop.train", _stop)
-    monkeypatch.setattr(nodes, "_evaluation", lambda *args: None)
+    for unused in ("_evaluation", "_state"):
+        monkeypatch.setattr(nodes, unused, lambda *args: None)
     train = {"epochs": 1, "batch_size": 2, "lr": 1e-3, "loss": {"multi_positive": "text"}}
     if clean:
         train["clean_text"] = {"lower": True, "blank": "."}

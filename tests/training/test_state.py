@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import xmodal_kedro.training.state as module
 from xmodal_kedro.data.manifest import MANIFEST, seal
 from xmodal_kedro.models.backbone import seeded
-from xmodal_kedro.training.state import TrainingState, seed_epoch
+from xmodal_kedro.training.state import TrainingState, seed_epoch, weights_fingerprint
 
 
 class Model(nn.Module):
@@ -179,6 +179,23 @@ def test_each_epoch_has_a_seed_of_its_own_and_each_process_too(monkeypatch: pyte
     draws = [draw(*one) for one in ((0, 1, 0), (0, 2, 0), (0, 1, 1), (1, 1, 0), (1, 0, 0), (0, 0, 1))]
     assert len(set(draws)) == len(draws)
     assert draws == [draw(*one) for one in ((0, 1, 0), (0, 2, 0), (0, 1, 1), (1, 1, 0), (1, 0, 0), (0, 0, 1))]
+
+
+def test_other_weights_have_another_fingerprint() -> None:
+    model = Model()
+    changes = [
+        lambda: None,
+        lambda: model.scale.data.add_(1e-7),
+        lambda: model.seen.add_(1),
+        lambda: model.frozen.data.neg_(),
+        lambda: model.to(torch.bfloat16),
+    ]
+    found = []
+    for change in changes:
+        change()
+        found.append(weights_fingerprint(model))
+    assert len(set(found)) == len(changes)
+    assert found[-1] == weights_fingerprint(model)
 
 
 # --- what is on disk

@@ -15,6 +15,7 @@ states differ between processes: a loop sets them anew at each epoch, by `seed_e
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -47,6 +48,15 @@ def seed_epoch(seed: int, epoch: int) -> None:
     after an epoch draws in every process what it would have drawn.
     """
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, rank()]).generate_state(1, np.uint64)[0]))
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Hex digest of all parameters and buffers, for the key of a training that begins with them."""
+    digest = hashlib.sha256()
+    for name, tensor in _named(model).items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from xmodal_kedro.data.image_store import ImageStore
+    from xmodal_kedro.models.backbone import Backbone
     from xmodal_kedro.training.loop import Evaluate
+    from xmodal_kedro.training.state import TrainingState
     from xmodal_kedro.training.steps import Report
 else:  # Kedro evaluates these hints, and the libraries behind them would cost start-up
     DataFrame = Figure = ImageStore = Any
@@ -87,6 +89,8 @@ def train_member(
 def train_and_write(job: TrainJob) -> DataFrame:
     """Train in this process, together with others if there are some; rank 0 writes the checkpoint.
 
+    A training that was interrupted goes on where it was.
+
     Returns:
         A row per epoch.
     """
@@ -108,8 +112,8 @@ def train_and_write(job: TrainJob) -> DataFrame:
     if rank() == 0:
         log.info("%s: %d pairs on %s", member.name, len(examples), device)
     with _reports(member) as report:
-        evaluate = _evaluation(job, images, device)
-        result = train(backbone, images.pixels, examples, evaluate, member.train, device, report, member.name)
+        evaluate, state = _evaluation(job, images, device), _state(job, backbone, images, device)
+        result = train(backbone, images.pixels, examples, evaluate, member.train, device, report, member.name, state)
     if rank() == 0:
         log.info("%s: kept epoch %d of %d", member.name, result.best_epoch, int(result.history["epoch"].max()))
         if result.best_epoch == 0:
@@ -117,6 +121,7 @@ def train_and_write(job: TrainJob) -> DataFrame:
         kept = result.history.set_index("epoch").loc[result.best_epoch].dropna().to_dict()
         made_by = {"captions": table_fingerprint(job.captions), "images": images.fingerprint}
         write_checkpoint(job.checkpoint, result.backbone, member, {"epoch": result.best_epoch, **kept}, made_by)
+    state.remove()
     return result.history
 
 
@@ -127,6 +132,22 @@ def _evaluation(job: TrainJob, images: ImageStore, device: torch.device) -> Eval
 
     slices = cut_slices(job.captions, job.relevance, ["dev"])
     return dev_metrics(slices, images, job.member.embed, job.evaluation, device) if slices else None
+
+
+def _state(job: TrainJob, backbone: Backbone, images: ImageStore, device: torch.device) -> TrainingState:
+    """What training goes on from if it was interrupted; anything that decides the weights makes it another one."""
+    import torch
+
+    from xmodal_kedro.data.manifest import fingerprint
+    from xmodal_kedro.data.tables import table_fingerprint
+    from xmodal_kedro.losses.gather import processes
+    from xmodal_kedro.training.state import TrainingState, weights_fingerprint
+
+    configs = [job.member.model_dump(), job.evaluation.model_dump(), job.relevance.model_dump()]
+    data = [table_fingerprint(job.captions), table_fingerprint(job.train_captions), images.fingerprint]
+    machine = [device.type, torch.get_num_threads(), processes()]
+    key = fingerprint([configs, data, weights_fingerprint(backbone), machine])
+    return TrainingState(job.project / "data" / ".training", job.member.name, key)
 
 
 @contextmanager
