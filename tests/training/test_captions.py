@@ -15,7 +15,7 @@ import torch
 
 from tests.reference import caption_training as reference
 from tests.training import caption_workers
-from tests.training.caption_workers import Scripted
+from tests.training.caption_workers import Scripted, Stop
 from tests.training.small_captioner import (
     CAPTIONING,
     COLOURS,
@@ -177,9 +177,11 @@ TRAININGS: dict[str, tuple[dict[str, Any], list[int], list[float] | None]] = {
 
 
 @pytest.fixture(scope="module")
-def together() -> dict[str, Any]:
-    """All trainings by two processes."""
-    return dict(zip(TRAININGS, launch(caption_workers.train_all, list(TRAININGS.values()), TWO), strict=True))
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All trainings by two processes, and whether one that was interrupted ended as it would have."""
+    folder = tmp_path_factory.mktemp("states")
+    results, equal = launch(caption_workers.work, (list(TRAININGS.values()), folder), TWO)
+    return {**dict(zip(TRAININGS, results, strict=True)), "resumed": equal}
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -194,6 +196,10 @@ def test_two_processes_give_the_weights_of_one(name: str, together: dict[str, An
     for parameter, value in alone.items():
         torch.testing.assert_close(ours[parameter], value, atol=5e-4, rtol=0, msg=lambda m, p=parameter: f"{p}: {m}")
     assert not same(ours, weights(small_captioner()))
+
+
+def test_two_processes_go_on_where_they_were(together: dict[str, Any]) -> None:
+    assert together["resumed"]
 
 
 # --- what it keeps
@@ -242,10 +248,6 @@ def test_history_and_reports_begin_before_training() -> None:
 
 
 # --- interruptions
-
-
-class Stop(Exception):  # noqa: N818
-    """What ends a training."""
 
 
 @pytest.mark.parametrize("stop", [4, 5, 8, 9, 11, 12])
