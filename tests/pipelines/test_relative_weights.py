@@ -28,8 +28,8 @@ def member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemberConfig:
     for module in (training, data_processing):
         monkeypatch.setattr(module, "project_path", lambda: tmp_path)
 
-    def build(config: BackboneConfig, *_: object, **__: object) -> None:
-        raise _LoadedError(config.weights)
+    def build(config: BackboneConfig, *_: object, root: Path) -> None:
+        raise _LoadedError(config.at(root).weights)
 
     monkeypatch.setattr("xmodal_kedro.models.build", build)
     backbone = BackboneConfig(name="open_clip", weights="models/clip")
