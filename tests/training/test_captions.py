@@ -36,6 +36,7 @@ from xmodal_kedro.training.caption_batches import deal_captions
 from xmodal_kedro.training.caption_phases import teacher_forcing_loss
 from xmodal_kedro.training.captions import CaptionTrainResult, train_captioner
 from xmodal_kedro.training.launch import launch
+from xmodal_kedro.training.optimiser import make_optimiser
 from xmodal_kedro.training.state import TrainingState
 from xmodal_kedro.training.steps import NonFiniteLossError
 
@@ -318,6 +319,21 @@ def test_self_critical_epochs_follow_from_the_best_weights() -> None:
     # Epoch 3 began with the weights of epoch 1.
     moved = [_distance(evaluate.shown[3], evaluate.shown[epoch]) for epoch in (1, 2)]
     assert moved[0] < moved[1]
+
+
+def test_moments_of_teacher_forcing_do_not_steer_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, counts = [], {}
+
+    def remembered(*parts: Any) -> torch.optim.AdamW:
+        made.append(make_optimiser(*parts))
+        return made[0]
+
+    def report(step: int, _: dict[str, float]) -> None:
+        counts[step] = int(next(iter(made[0].state.values()))["step"])
+
+    monkeypatch.setattr("xmodal_kedro.training.captions.make_optimiser", remembered)
+    train(small_captioner(), report=report, epochs=1, self_critical={**CRITICAL, "epochs": 1})
+    assert counts == {1: 1, 2: 2, 3: 3, 4: 4, 5: 1, 6: 2, 7: 3}
 
 
 def _distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
