@@ -114,7 +114,7 @@ def _together(captioners: Mapping[str, Mapping[str, Any]], clip_score: str | Non
                 **{"captions": "captions", "captioning": "params:captioning"},
                 **{"metrics": "caption_leaderboard", **generated},
             },
-            submissions,
+            submissions if len(captioners) > 1 else submissions[0],
             name="write_captions",
             tags="caption",
         ),
