@@ -116,3 +116,13 @@ def test_results_are_written(tmp_path, monkeypatch, capsys):
     document = json.loads((tmp_path / "results" / "sums.json").read_text())
     assert (document["name"], document["passed"], len(document["cases"])) == ("sums", False, 2)
     assert document["machine"]["cores"] >= 1
+
+
+def test_a_side_that_is_given_a_part_is_judged_by_its_rate():
+    sides, limit = {"ours": tiny.fast, "peer": tiny.slow}, ("a pause", tiny.nothing)
+    case = compete("a sum", tiny.numbers, sides, tiny.same, limit, {}, memory=False, parts={"peer": 0.001})
+    peer = case["peers"]["peer"]
+    assert peer["seconds"] >= 20  # it sleeps for 20 ms
+    assert peer["ratio"] == pytest.approx(peer["seconds"] / case["ours"]["seconds"])
+    assert case["ours"]["seconds"] < 1
+    assert not peer["once"]
