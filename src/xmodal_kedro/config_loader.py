@@ -40,6 +40,12 @@ class RecipeConfigLoader(OmegaConfigLoader):
             # A second session in this process: pipelines that are built already may have other members.
             pipelines.configure(pipelines._pipelines_module)
 
+    @property
+    def data_folder(self) -> str:
+        """Where this environment writes: what one recipe wrote must not be taken for another's."""
+        recipe = [layer for layer in self.layers if layer not in (BASE, LOCAL)]
+        return f"data/{recipe[-1]}" if recipe else "data"
+
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Load one kind of configuration from every layer and merge them in order."""
         if key in self.data or key not in self.config_patterns:
@@ -62,11 +68,10 @@ class RecipeConfigLoader(OmegaConfigLoader):
             merged = OmegaConf.to_container(OmegaConf.merge(merged, config)) if soft else merged | config  # type: ignore[assignment]
         if not read and key != "globals":
             raise MissingConfigException(f"none of {self.layers} in {self.conf_source} has a file for '{key}'")
-        if key == "catalog" and (recipe := [layer for layer in self.layers if layer not in (BASE, LOCAL)]):
-            # What one recipe wrote must not be taken for another's: each environment has a folder of its own.
+        if key == "catalog":
             for entry in merged.values():
                 if isinstance(entry, dict) and str(entry.get("filepath", "")).startswith("data/"):
-                    entry["filepath"] = f"data/{recipe[-1]}/" + entry["filepath"].removeprefix("data/")
+                    entry["filepath"] = f"{self.data_folder}/" + entry["filepath"].removeprefix("data/")
         if key == "parameters":
             # Members and captioners of a lower layer that this recipe does not use are no typing errors; they are just
             # not there. The user's own layer lies under every recipe, so it may speak of the members of any.

@@ -28,14 +28,21 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "images"
 
 
-def train(tmp_path: Path, images: Path, checkpoint: str, member: MemberConfig, stop: int | None = None) -> Any:
+def train(
+    tmp_path: Path, images: Path, checkpoint: str, member: MemberConfig, stop: int | None = None, resume: bool = True
+) -> Any:
     """Train into a checkpoint; ends as Ctrl-C does when step `stop` is reported."""
     ids = [str(row) for row in range(8)]
     captions = pd.DataFrame({"split": "train", "image_id": ids, "text_id": ids, "text": [f"a {row} b" for row in ids]})
     captions = captions.assign(group="all", attributes=None)
     job = nodes.TrainJob(
         *(member, captions, captions, images, EvaluationConfig(), RelevanceConfig()),
-        *(RuntimeConfig(device="cpu", processes=1), tmp_path / checkpoint, tmp_path),
+        *(
+            RuntimeConfig(device="cpu", processes=1, resume=resume),
+            tmp_path / checkpoint,
+            tmp_path / "states",
+            tmp_path,
+        ),
     )
     with pytest.MonkeyPatch.context() as patch:
         if stop is not None:
@@ -63,7 +70,7 @@ def test_it_goes_on_and_leaves_nothing_behind(tmp_path: Path, images: Path, capl
     train(tmp_path, images, "whole", member)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, images, "interrupted", member, stop=3)
-    states = tmp_path / "data" / ".training"
+    states = tmp_path / "states"
     assert [path.name for path in states.iterdir()] == [member.name]
     assert not (tmp_path / "interrupted").exists()
 
@@ -82,3 +89,9 @@ def test_it_goes_on_and_leaves_nothing_behind(tmp_path: Path, images: Path, capl
     ]
     assert prints[0] == prints[1]
     assert not list(states.iterdir())
+
+
+def test_nothing_is_kept_where_nothing_is_to_be_resumed(tmp_path: Path, images: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, images, "interrupted", small_member("chinese_clip", keep="last", epochs=2), 3, resume=False)
+    assert not (tmp_path / "states").exists()

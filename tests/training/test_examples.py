@@ -50,7 +50,8 @@ def test_keys_are_made_of_the_cleaned_texts(clean: bool, monkeypatch: pytest.Mon
         }
     )
     job = nodes.TrainJob(
-        member, captions, captions, tmp_path, EvaluationConfig(), RelevanceConfig(), RuntimeConfig(), tmp_path, tmp_path
+        *(member, captions, captions, tmp_path, EvaluationConfig(), RelevanceConfig(), RuntimeConfig()),
+        *(tmp_path, tmp_path, tmp_path),
     )
     with pytest.raises(_StopError) as stopped:
         nodes.train_and_write(job)

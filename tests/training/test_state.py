@@ -349,3 +349,35 @@ def test_whenever_it_is_killed_one_whole_state_is_there(tmp_path: Path, monkeypa
             break
     assert found == sorted(found)
     assert 10 <= found.count(1) < len(found) - 3
+
+
+def test_what_never_changes_is_not_written(tmp_path: Path) -> None:
+    training = Training()
+    training.epoch(1)
+    training.save(TrainingState(tmp_path, "a", "key"))
+    (file,) = tmp_path.glob("a/*/model.safetensors")
+    written = set(module.load_file(file))
+    assert "frozen" not in written
+    assert {"scale", "seen", "image.1.running_mean"} <= written
+    other = Training()
+    assert other.load(TrainingState(tmp_path, "a", "key")) is not None
+    assert torch.equal(other.model.scale, training.model.scale)
+
+
+def test_a_disk_that_refuses_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    training, state = Training(), TrainingState(tmp_path, "a", "key")
+    training.epoch(1)
+    training.save(state, facts={"epoch": 1})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "seal", full)
+        training.save(state, facts={"epoch": 2})
+    assert "cannot be kept" in caplog.text
+    assert "No space left on device" in caplog.text
+    assert len(list(tmp_path.glob("a/*"))) == 1  # the older state is there, nothing half written beside it
+    assert Training().load(state).facts == {"epoch": 1}

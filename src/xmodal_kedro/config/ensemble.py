@@ -158,3 +158,6 @@ class RuntimeConfig(Frozen):
     processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         1, description="that train a member together; auto: one per GPU that torch sees, else one"
     )
+    resume: bool = Field(
+        True, description="keep the state of a training after each epoch, on disk, so that an interrupted one goes on"
+    )

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from kedro.io import AbstractVersionedDataset, DatasetError, Version
 
-from xmodal_kedro.config_loader import project_path
+from xmodal_kedro.config_loader import RecipeConfigLoader, project_path
 from xmodal_kedro.data.manifest import MANIFEST, read_manifest
 
 Loaded = TypeVar("Loaded")
@@ -27,6 +27,12 @@ def staging(name: str) -> Path:
     parent = project_path() / "data" / ".staging"
     parent.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+
+
+def training_states() -> Path:
+    """Where trainings of the active recipe keep what they go on from after an interruption."""
+    loader = RecipeConfigLoader.active
+    return project_path() / (loader.data_folder if loader else "data") / ".training"
 
 
 class SealedDirectoryDataset(AbstractVersionedDataset[Path, Loaded], Generic[Loaded]):

@@ -1,7 +1,7 @@
 """What a training that was interrupted goes on from, to the bit: a directory that is there whole or not at all.
 
 data/.training/<name>/<key>-<number>/
-    model.safetensors        parameters and all buffers, also those that a checkpoint leaves out
+    model.safetensors        parameters that train and all buffers, also those that a checkpoint leaves out
     optimiser.safetensors    moments and step counts
     generators.safetensors   states of the generators that run on from epoch to epoch
     tensors.safetensors      whatever the loop adds, such as the best weights so far
@@ -97,7 +97,7 @@ class TrainingState:
         facts: Mapping[str, Any],
         tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Write where training is, after an epoch.
+        """Write where training is, after an epoch; where the disk refuses, training goes on with a warning.
 
         Args:
             model: Parameters that have two names are written once.
@@ -110,7 +110,7 @@ class TrainingState:
             return
         packed = optimiser.state_dict()
         parts = {
-            "model": _named(model),
+            "model": _changing(model),
             "optimiser": {
                 f"{number}.{name}": value for number, one in packed["state"].items() for name, value in one.items()
             },
@@ -120,13 +120,24 @@ class TrainingState:
         settings = [{name: value for name, value in one.items() if name != "params"} for one in packed["param_groups"]]
         told = json.dumps({"key": self.key, "facts": dict(facts), "optimiser": settings}, ensure_ascii=False)
         directory = self._home / f"{self._prefix}-{self._last_number() + 1:06d}"
-        directory.mkdir(parents=True)
-        for part in PARTS:
-            # Copies: safetensors refuses tensors that share memory, as views of one buffer do.
-            written = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in parts[part].items()}
-            save_file(written, _file(directory, part))
-        (directory / FACTS).write_text(told, encoding="utf-8")
-        seal(directory, KIND, key=self._prefix)
+        try:
+            directory.mkdir(parents=True)
+            for part in PARTS:
+                # Copies: safetensors refuses tensors that share memory, as views of one buffer do.
+                written = {
+                    name: value.detach().to("cpu", copy=True).contiguous() for name, value in parts[part].items()
+                }
+                save_file(written, _file(directory, part))
+            (directory / FACTS).write_text(told, encoding="utf-8")
+            seal(directory, KIND, key=self._prefix)
+        except (OSError, SafetensorError) as error:  # the latter is what safetensors makes of a full disk
+            log.warning(
+                "%s: the state of the training cannot be kept in %s (%s). Training goes on, but would begin anew if it "
+                "were interrupted; make room, or set runtime.resume to false",
+                *(self.name, self._home, error),
+            )
+            shutil.rmtree(directory, ignore_errors=True)
+            return
         for other in self._home.glob("*-*"):
             if other != directory:
                 _discard(other)
@@ -151,7 +162,7 @@ class TrainingState:
         if averaged({"there": torch.tensor(float(read is not None))})["there"] < 1.0 or read is None:
             return None
         with torch.no_grad():
-            for name, tensor in _named(model).items():
+            for name, tensor in _changing(model).items():
                 tensor.copy_(read.tensors["model"][name])
         _restore(optimiser, read.tensors["optimiser"], read.groups)
         for name, generator in generators.items():
@@ -209,6 +220,12 @@ def _named(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def _changing(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes: frozen parameters are as at the beginning, which the key stands for."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in _named(model).items() if name not in frozen}
+
+
 def _check(
     read: _Read,
     model: nn.Module,
@@ -220,7 +237,7 @@ def _check(
     Raises:
         BrokenArtifactError: Naming it.
     """
-    _check_tensors("model", read.tensors["model"], _named(model))
+    _check_tensors("model", read.tensors["model"], _changing(model))
     _check_tensors(
         "generators", read.tensors["generators"], {name: one.get_state() for name, one in generators.items()}
     )

@@ -36,13 +36,13 @@ def train_captioner(
 
     Returns its staged checkpoint and a row per epoch. A training that was interrupted goes on where it was.
     """
-    from xmodal_kedro.datasets.directory import staging
+    from xmodal_kedro.datasets.directory import staging, training_states
     from xmodal_kedro.pipelines.caption.training import CaptionJob, train_and_write
     from xmodal_kedro.training.launch import launch
 
     directory = staging(captioner.name)
-    states = project_path() / "data" / ".training"
-    job = CaptionJob(captioner, captioning, runtime, checkpoint, captions, images.directory, directory, states)
+    recipe = (captioner, captioning, runtime)
+    job = CaptionJob(*recipe, checkpoint, captions, images.directory, directory, training_states())
     return directory, launch(train_and_write, job, runtime)
 
 

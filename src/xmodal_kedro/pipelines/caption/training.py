@@ -72,7 +72,7 @@ def train_and_write(job: CaptionJob) -> DataFrame:
         "member": member.fingerprints["weights"],
     }
     dev = DevCaptions.of(job, images, device)
-    state = TrainingState(job.states, config.name, _key(job, made_by, device))
+    state = TrainingState(job.states, config.name, _key(job, made_by, device)) if job.runtime.resume else None
     if rank() == 0:
         log.info("%s: %d captions of %d images on %s", config.name, len(rows), rows["image_id"].nunique(), device)
     with _reports(job, dev) as report:
@@ -86,7 +86,8 @@ def train_and_write(job: CaptionJob) -> DataFrame:
         kept = result.history.drop(columns="phase").set_index("epoch").loc[result.best_epoch].dropna().to_dict()
         metrics = {"epoch": result.best_epoch} | {str(metric): value for metric, value in kept.items()}
         write_captioner(job.checkpoint, member.backbone, config, metrics, made_by)
-    state.remove()
+    if state is not None:
+        state.remove()
     return result.history
 
 

@@ -42,6 +42,7 @@ class TrainJob:
     relevance: RelevanceConfig
     runtime: RuntimeConfig
     checkpoint: Path  # empty directory for it
+    states: Path  # folder of what interrupted trainings go on from
     project: Path  # where relative paths start
 
 
@@ -77,12 +78,13 @@ def train_member(
 
     It trains on captions of its own where it has some; all else, the fingerprint too, goes by the shared ones.
     """
-    from xmodal_kedro.datasets.directory import staging
+    from xmodal_kedro.datasets.directory import staging, training_states
     from xmodal_kedro.training.launch import launch
 
     directory = staging(member.name)
     own = captions if train_captions is None else train_captions
-    job = TrainJob(member, captions, own, images.directory, evaluation, relevance, runtime, directory, project_path())
+    recipe = (member, captions, own, images.directory, evaluation, relevance, runtime)
+    job = TrainJob(*recipe, directory, training_states(), project_path())
     return directory, launch(train_and_write, job, runtime)
 
 
@@ -121,7 +123,8 @@ def train_and_write(job: TrainJob) -> DataFrame:
         kept = result.history.set_index("epoch").loc[result.best_epoch].dropna().to_dict()
         made_by = {"captions": table_fingerprint(job.captions), "images": images.fingerprint}
         write_checkpoint(job.checkpoint, result.backbone, member, {"epoch": result.best_epoch, **kept}, made_by)
-    state.remove()
+    if state is not None:
+        state.remove()
     return result.history
 
 
@@ -134,7 +137,7 @@ def _evaluation(job: TrainJob, images: ImageStore, device: torch.device) -> Eval
     return dev_metrics(slices, images, job.member.embed, job.evaluation, device) if slices else None
 
 
-def _state(job: TrainJob, backbone: Backbone, images: ImageStore, device: torch.device) -> TrainingState:
+def _state(job: TrainJob, backbone: Backbone, images: ImageStore, device: torch.device) -> TrainingState | None:
     """What training goes on from if it was interrupted; anything that decides the weights makes it another one."""
     import torch
 
@@ -143,11 +146,13 @@ def _state(job: TrainJob, backbone: Backbone, images: ImageStore, device: torch.
     from xmodal_kedro.losses.gather import processes
     from xmodal_kedro.training.state import TrainingState, weights_fingerprint
 
+    if not job.runtime.resume:
+        return None
     configs = [job.member.model_dump(), job.evaluation.model_dump(), job.relevance.model_dump()]
     data = [table_fingerprint(job.captions), table_fingerprint(job.train_captions), images.fingerprint]
     machine = [device.type, torch.get_num_threads(), processes()]
     key = fingerprint([configs, data, weights_fingerprint(backbone), machine])
-    return TrainingState(job.project / "data" / ".training", job.member.name, key)
+    return TrainingState(job.states, job.member.name, key)
 
 
 @contextmanager
