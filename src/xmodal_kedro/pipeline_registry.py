@@ -37,13 +37,25 @@ def register_pipelines() -> dict[str, Pipeline]:
         "__default__": main_job,
         **stages,
         "index": sum((index(member) for member in members), Pipeline([])),
-        "predict": predict(members, reranker, _banked(members, parameters), captioners, looking=looking),
+        "predict": predict(
+            *(members, reranker, _banked(members, parameters), captioners),
+            looking=looking,
+            ranking=not captioners or _has_queries(parameters.get("predict") or {}),
+        ),
     }
 
 
 def _train(member: str, parameters: dict[str, Any]) -> Pipeline:
     own_prompts = (parameters.get(member) or {}).get("prompts") is not None
     return train(member, own_prompts=own_prompts, completing=parameters.get("completion") is not None)
+
+
+def _has_queries(data: dict[str, Any]) -> bool:
+    """Whether a source names texts; a plain folder of photos is there to be captioned."""
+    return any(
+        source.get("file") is not None and (source.get("columns") or {}).get("text", "text") is not None
+        for source in data.get("sources") or []
+    )
 
 
 def _banked(members: list[str], parameters: dict[str, Any]) -> list[str]:

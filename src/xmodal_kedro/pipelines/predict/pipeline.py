@@ -22,11 +22,12 @@ def create_pipeline(
     captioners: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     looking: bool = True,
+    ranking: bool = True,
 ) -> Pipeline:
     """Build the prediction by these members, with re-ranking by one of them where there is a `reranker`.
 
     The `banked` members' scores are normalised with the bank of train that lies with their embeddings. Captioners, by
-    name to their parameters, caption the new images together.
+    name to their parameters, caption the new images together; without `ranking` that is all.
     """
     embeddings = embedding_inputs(members, "{}.predict_{}_embeddings")
     mixed = {
@@ -84,7 +85,8 @@ def create_pipeline(
         ]
     )
     embed = [node for name in members for node in _embed(name, name in banked).nodes]
-    return Pipeline([*read.nodes, *embed, *rank.nodes, *_write_captions(captioners or {})], tags="predict")
+    ranked = [*embed, *rank.nodes] if ranking else []
+    return Pipeline([*read.nodes, *ranked, *_write_captions(captioners or {})], tags="predict")
 
 
 def _write_captions(captioners: Mapping[str, Mapping[str, Any]]) -> list[Node]:
