@@ -58,9 +58,7 @@ class CaptionTrainConfig(OptimiserConfig):
     keep: Literal["best", "last"] = Field(
         "best", description="which epoch's weights, judged by `metric` of greedy captions of dev"
     )
-    metric: Annotated[str, Field(description="against all references of an image; see captioning.tokeniser")] = (
-        "cider_d"
-    )
+    metric: str = Field("cider_d", description="against all references of an image; see captioning.tokeniser")
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better `metric`")
 
     _metric = field_validator("metric")(_known_metric)
@@ -109,7 +107,7 @@ class CaptioningConfig(Frozen):
     tokeniser: Literal["characters", "words", "ptb"] = Field(
         "characters", description="how metrics cut texts, and the end of their names: ptb is for English"
     )
-    metrics: list[Annotated[str, Field()]] = Field(
+    metrics: list[str] = Field(
         ["bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor"],
         min_length=1,
         description="those that this installation cannot compute are named in the log and left out",
@@ -126,9 +124,10 @@ class CaptioningConfig(Frozen):
     @field_validator("metrics")
     @classmethod
     def _known_metrics(cls, metrics: list[str]) -> list[str]:
-        if "cider_d" not in metrics:
+        known = [_known_metric(name) for name in metrics]
+        if "cider_d" not in known:
             raise ValueError("cider_d is what captions are compared by: it is always among the metrics")
-        return [_known_metric(name) for name in metrics]
+        return known
 
     def named(self, metric: str) -> str:
         """A metric with its tokeniser: `cider_d` is `cider_d_characters`."""
