@@ -18,12 +18,13 @@ PUBLISHED = ["parameter", "published", "ours", "why it differs"]
 OVERRIDES = ["parameter", "recipe", "twin"]
 MISSING = object()
 
-# What a twin may override, and nothing else: sizes, where weights and data lie, words of the data, and the schedule.
+# What a twin may override, and nothing else: sizes, where weights and data lie, words of the data, precision and the
+# schedule.
 ALLOWED_IN_TWINS = re.compile(
     r"data\.root|predict\.root|prompts\.vocabulary\.(brands|types)|images\.size"
     r"|\w+\.backbone\.(weights|architecture|context|lora|unlocked_groups)(\.\w+)*"
     r"|\w+\.train\.(lr|warmup_steps|epochs|schedule|schedule_epochs|batch_size|micro_batch|loss\.momentum\.queue_size)"
-    r"|\w+\.train\.captions_per_image|\w+\.embed\.batch_size"
+    r"|\w+\.train\.(captions_per_image|precision)|\w+\.embed\.batch_size"
 )
 
 
