@@ -17,6 +17,11 @@ from omegaconf import OmegaConf
 
 BASE, LOCAL = "base", "local"
 NAME_LISTS = ("member_names", "captioner_names")
+BY_NAME = (
+    ("ensemble", "fusion", "weights"),
+    ("ensemble", "fusion", "normalisations"),
+    ("captioning", "ensemble", "weights"),
+)
 
 CONFIG_LOADER_ARGS = {
     "base_env": BASE,
@@ -75,8 +80,10 @@ class RecipeConfigLoader(OmegaConfigLoader):
         if key == "parameters":
             # Members and captioners of a lower layer that this recipe does not use are no typing errors; they are just
             # not there. The user's own layer lies under every recipe, so it may speak of the members of any.
-            for name in known_members - set(_named(merged)):
-                merged.pop(name, None)
+            unused = known_members - set(_named(merged))
+            for mapping in (merged, *(_at(merged, path) for path in BY_NAME)):
+                for name in unused & mapping.keys():
+                    del mapping[name]
             for name in _named(merged):
                 if isinstance(merged.get(name), dict):
                     merged[name]["name"] = name
@@ -130,6 +137,14 @@ def _members_of_all(conf: Path) -> set[str]:
 def _named(parameters: Mapping[str, Any]) -> list[str]:
     """Members and captioners that parameters list."""
     return [name for key in NAME_LISTS for name in parameters.get(key) or []]
+
+
+def _at(parameters: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The mapping at a path, or an empty one where there is none."""
+    found: Any = parameters
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _extended_by(file: Path) -> str | None:

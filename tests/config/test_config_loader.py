@@ -57,6 +57,19 @@ def test_members_of_a_lower_layer_that_are_not_used_are_gone(conf: Path) -> None
     assert "b" not in parameters(conf, "traffic")
 
 
+def test_weights_of_members_and_captioners_that_are_not_used_are_gone(conf: Path) -> None:
+    mixed = {"fusion": {"weights": {"a": 0.5, "b": 0.5}, "normalisations": {"b": "rank"}}}
+    captions = {"captioner_names": ["one", "two"], "one": {}, "two": {}}
+    captions["captioning"] = {"ensemble": {"weights": {"one": 0.7, "two": 0.3, "misspelt": 0.1}}}
+    write(conf, "base/parameters_mixed.yml", {"ensemble": mixed, **captions})
+    write(conf, "traffic/parameters_captions.yml", {"captioner_names": ["two"]})
+    read = parameters(conf, "traffic")
+    assert read["ensemble"]["fusion"] == {"weights": {"a": 0.5}, "normalisations": {}}
+    assert read["captioning"]["ensemble"]["weights"] == {"two": 0.3, "misspelt": 0.1}
+    assert "one" not in read
+    assert parameters(conf, None)["captioning"]["ensemble"]["weights"]["one"] == 0.7
+
+
 def test_runtime_parameters_come_after_every_layer(conf: Path) -> None:
     assert parameters(conf, "traffic_twin", a={"train": {"lr": 9.0}})["a"]["train"] == {"lr": 9.0, "epochs": 1}
 

@@ -66,7 +66,9 @@ def test_new_photos_without_queries_are_captioned_and_not_ranked(
         "predict": {"sources": [source]},
     }
     monkeypatch.setattr(pipeline_registry, "active_parameters", lambda: parameters)
-    outputs = pipeline_registry.register_pipelines()["predict"].all_outputs()
+    pipeline = pipeline_registry.register_pipelines()["predict"]
+    outputs = pipeline.all_outputs()
+    assert ("captions" in pipeline.inputs()) == ranks  # photos alone need no vocabulary of earlier texts
     assert ("predict_ranking" in outputs) == ranks
     assert ("predict_captions_submission" in outputs) == bool(captioners)
     assert {"predict_images", "predict_captions"} <= outputs

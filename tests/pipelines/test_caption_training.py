@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from tests.captioning.stores import FINGERPRINTS, store_of
 from tests.models.small import SIZE, small_backbone, small_member
 from xmodal_kedro.captioning.checkpoint import begin_captioner, open_captioner
 from xmodal_kedro.captioning.decode import decode
+from xmodal_kedro.captioning.dev import DevCaptions
 from xmodal_kedro.captioning.metrics import evaluate
 from xmodal_kedro.config.captioning import CaptionerConfig, CaptioningConfig, CaptionTrainConfig
 from xmodal_kedro.config.decoding import DecodingConfig
@@ -26,7 +29,7 @@ from xmodal_kedro.data.manifest import read_manifest, seal
 from xmodal_kedro.data.tables import table_fingerprint
 from xmodal_kedro.models.checkpoint import write_checkpoint
 from xmodal_kedro.pipelines.caption import training
-from xmodal_kedro.pipelines.caption.training import CaptionJob, DevCaptions, train_and_write
+from xmodal_kedro.pipelines.caption.training import CaptionJob, train_and_write
 
 torch.set_num_threads(1)
 SENTENCES = ["A red car.", "一只狗在草地上", "A female pedestrian walks."]
@@ -91,7 +94,9 @@ def test_a_checkpoint_comes_out_that_says_what_made_it(job: CaptionJob, caplog: 
     opened = open_captioner(job.checkpoint, job.checkpoint)
     assert opened.name == "writer"
     assert "12 captions of 6 images on cpu" in caplog.text
-    assert "after step 3 dev cider_d_characters is" in caplog.text
+    assert re.search(
+        r"teacher_forcing, epoch 1 of \d+: loss \d\.\d{3}, dev/cider_d_characters \d\.\d{4}, dev/dist", caplog.text
+    )
     assert not job.states.exists() or not any(job.states.iterdir())
 
 
@@ -130,11 +135,10 @@ def test_a_training_goes_on_where_it_was(job: CaptionJob, monkeypatch: pytest.Mo
     assert weights[0] == weights[1]
 
 
-def test_dev_images_are_taken_evenly_and_always_the_same(job: CaptionJob, place: Path) -> None:
+def test_dev_images_are_taken_evenly_and_always_the_same(place: Path) -> None:
     store, table = ImageStore.open(place / "images"), captions()
     table.loc[len(table)] = {"image_id": "unpacked", "text": "x", "split": "dev", "text_id": "t", "group": "all"}
-    job = replace(job, captions=table, captioning=CaptioningConfig(dev_images=3))
-    dev = DevCaptions.of(job, store, torch.device("cpu"))
+    dev = DevCaptions.of(table, store, "cider_d", CaptioningConfig(dev_images=3), torch.device("cpu"))
     assert dev is not None
     assert list(dev.references) == ["i06", "i08", "i10"]
     assert dev.rows.tolist() == [6, 8, 10]
@@ -159,14 +163,25 @@ def test_nothing_to_train_on_is_an_error(job: CaptionJob) -> None:
         train_and_write(replace(job, captions=job.captions[job.captions["split"] == "dev"]))
 
 
-@pytest.mark.parametrize(("step", "distinct", "warned"), [(0, 0.2, False), (5, 0.2, True), (5, 0.4, False)])
-def test_a_captioner_that_says_one_thing_of_all_images_is_named(
-    job: CaptionJob, place: Path, step: int, distinct: float, warned: bool, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("best", "warned"), [(0, False), (1, True), (2, False)])
+def test_a_kept_captioner_that_says_one_thing_of_all_images_is_named(
+    place: Path, best: int, warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    dev = DevCaptions.of(job, ImageStore.open(place / "images"), torch.device("cpu"))
-    with training._reports(job, dev) as report:
-        report(step, {"dev/cider_d_characters": 0.1, "dev/distinct_captions": distinct, "dev/repetition": 0.0})
+    dev = DevCaptions.of(
+        captions(), ImageStore.open(place / "images"), "cider_d", CaptioningConfig(), torch.device("cpu")
+    )
+    history = pd.DataFrame({"dev/distinct_captions": [0.6, 0.2, 0.4]})  # of five images
+    result: Any = SimpleNamespace(history=history, best_epoch=best)
+    training._warn_of_collapse("writer", dev, result)
     assert ("nearly all captions of dev are the same" in caplog.text) == warned
+    training._warn_of_collapse("writer", None, result)
+
+
+def test_one_dev_image_is_too_few_to_judge_by(place: Path) -> None:
+    table, store = captions(), ImageStore.open(place / "images")
+    dev = table[table["split"] == "dev"]
+    alone = dev[dev["image_id"] == dev["image_id"].iloc[0]]
+    assert DevCaptions.of(alone, store, "cider_d", CaptioningConfig(), torch.device("cpu")) is None
 
 
 def test_all_that_decides_the_weights_is_in_the_key(job: CaptionJob) -> None:

@@ -130,6 +130,8 @@ def train_captioner(
                     if report is not None:
                         report(course.step, metrics)
                 course.history.append(row)
+                if rank() == 0 and course.epoch > 1:
+                    log.info("%s", _told(name, row, trainer.phases[course.phase], course))
                 _turn(course, trainer, best)
                 if state is not None:
                     facts = {"course": asdict(course), "best": [best.epoch, best.metric]}
@@ -269,6 +271,12 @@ def _turn(course: _Course, trainer: _Trainer, best: Best) -> None:
             best.restore()
         spread_weights(trainer.model)
         trainer.optimiser.state.clear()  # moments of another loss
+
+
+def _told(name: str, row: dict[str, Any], phase: Phase, course: _Course) -> str:
+    """An epoch in a line: where it is in its phase, what was learned, and what dev says."""
+    numbers = [f"loss {row['loss']:.3f}", *(f"{key} {row[key]:.4f}" for key in row if key.startswith("dev/"))]
+    return f"{name}: {phase.name}, epoch {row['epoch'] - course.began} of {phase.epochs}: {', '.join(numbers)}"
 
 
 def _evaluated(captioner: PackedCaptioner, evaluate: Evaluate, metric: str) -> dict[str, float]:

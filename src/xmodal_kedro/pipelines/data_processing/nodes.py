@@ -99,17 +99,18 @@ def clean_queries(
     image_quarantine: DataFrame,
     predict: DataConfig,
     prompts: PromptsConfig,
-    captions: DataFrame,
+    captions: DataFrame | None = None,
 ) -> tuple[DataFrame, DataFrame]:
     """Drop new images that are unreadable, and give new queries the prompts that the test queries would get.
 
-    The captions that the members were trained on supply the vocabulary, where it is learned.
+    The captions that the members were trained on supply the vocabulary, where it is learned; photos alone need none.
     """
     from xmodal_kedro.data.prompts import augment, train_vocabulary
     from xmodal_kedro.data.quarantine import check_share
 
     check_share(image_quarantine, 0, raw_pairs["image_id"].nunique(), predict.max_bad_share)
-    queries = augment(_readable(raw_pairs, image_quarantine), prompts, train_vocabulary(captions, prompts))
+    rows = _readable(raw_pairs, image_quarantine)
+    queries = augment(rows, prompts, train_vocabulary(rows if captions is None else captions, prompts))
     return queries, _quarantine(row_quarantine, image_quarantine)
 
 

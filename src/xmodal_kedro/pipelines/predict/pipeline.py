@@ -54,7 +54,7 @@ def create_pipeline(
                 data.clean_queries,
                 [
                     *("predict_raw_pairs", "predict_row_quarantine", "predict_image_quarantine"),
-                    *("params:predict", "params:prompts", "captions"),
+                    *("params:predict", "params:prompts", *(["captions"] if ranking else [])),
                 ],
                 ["predict_captions", "predict_quarantine"],
                 name="clean_new_data",
