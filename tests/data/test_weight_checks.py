@@ -106,6 +106,28 @@ def test_a_key_of_another_family_is_no_path(project: Path) -> None:
     assert report == Report()
 
 
+@pytest.mark.parametrize(
+    ("family", "sizes", "key"),
+    [
+        ("res2net_gpt", {"image_size": 33}, "image_size"),
+        ("open_clip", {"vision_cfg": {"image_size": 33}}, "vision_cfg.image_size"),
+        ("chinese_clip", {"vision_config": {"image_size": 33}}, "vision_config.image_size"),
+    ],
+)
+def test_images_that_are_packed_too_small_for_random_weights_are_named(
+    project: Path, family: str, sizes: dict[str, Any], key: str
+) -> None:
+    report = Report()
+    check_member("small", member(family, **sizes), IMAGES, project, report)
+    assert report.problems == [
+        f"small.backbone.architecture.{key}: this model wants images of 33 px, images.size is 32, and images are not "
+        "scaled up. Set images.size to at least 33."
+    ]
+    for size in (33, 73):
+        check_member("small", member(family, **sizes), ImagesConfig(size=size), project, still := Report())
+        assert still == Report()
+
+
 # --- captioners
 
 

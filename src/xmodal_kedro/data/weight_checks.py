@@ -51,6 +51,9 @@ def _check_weights(
     name: str, member: MemberConfig, kind: type[Backbone], images: ImagesConfig, project: Path, report: Report
 ) -> int:
     weights = member.backbone.weights
+    for section in ((), ("vision_cfg",), ("vision_config",)):  # where families say it
+        key = ".".join((f"{name}.backbone.architecture", *section, "image_size"))
+        _check_image_size(key, member.backbone.architecture, section, images, report)
     if weights is None:
         for part, files in kind.architecture_files.items():
             named_file = (member.backbone.architecture or {}).get(part)
@@ -69,7 +72,7 @@ def _check_weights(
     if source.kind == "directory":
         if not named:
             parts = ("model_cfg", "vision_cfg") if family == "open_clip" else ("vision_config",)
-            _check_image_size(key, source.path / kind.library_files[0][0], parts, images, report)
+            _check_image_size(key, _json(source.path / kind.library_files[0][0]), parts, images, report)
         return _check_weight_files(key, source.path, None if named else kind, report)
     if source.kind == "file" and named:
         return _check_parameters(key, [source.path], report)
@@ -109,7 +112,7 @@ def check_captioners(
         if captioner.weights is not None:
             from xmodal_kedro.captioning.transformers_captioner import TransformersCaptioner
 
-            key, config = f"{name}.weights", weights_source(captioner.weights, project).path / "config.json"
+            key, config = f"{name}.weights", _json(weights_source(captioner.weights, project).path / "config.json")
             _check_named(key, captioner.weights, TransformersCaptioner, project, report)
             for section in ("vision_config", "encoder"):
                 _check_image_size(key, config, [section], images, report)
@@ -151,13 +154,21 @@ def _check_named(key: str, named: str, kind: type[Published] | None, project: Pa
         )
 
 
-def _check_image_size(key: str, config: Path, parts: Sequence[str], images: ImagesConfig, report: Report) -> None:
-    """Only where a config says the size in its section: what it does not say, building the model does."""
+def _json(file: Path) -> Any:
+    """What a config says; None where it cannot be read, which opening the weights will explain."""
     try:
-        found: Any = json.loads(config.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _check_image_size(key: str, config: Any, parts: Sequence[str], images: ImagesConfig, report: Report) -> None:
+    """Only where a config says the size in its section: what it does not say, building the model does."""
+    found = config
+    try:
         for part in (*parts, "image_size"):
             found = found[part]
-    except (OSError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError):
         return
     if isinstance(found, int) and found > images.size:
         report.problems.append(
