@@ -24,6 +24,7 @@ from xmodal_kedro.captioning.metrics import evaluate
 from xmodal_kedro.config.captioning import CaptionerConfig, CaptioningConfig, CaptionTrainConfig
 from xmodal_kedro.config.decoding import DecodingConfig
 from xmodal_kedro.config.ensemble import RuntimeConfig
+from xmodal_kedro.config.member import CleanTextConfig
 from xmodal_kedro.data.image_store import META, ImageStore
 from xmodal_kedro.data.manifest import read_manifest, seal
 from xmodal_kedro.data.tables import table_fingerprint
@@ -150,12 +151,28 @@ def test_dev_images_are_taken_evenly_and_always_the_same(place: Path) -> None:
 def test_without_references_of_dev_the_last_epoch_is_kept_or_nothing_is(job: CaptionJob) -> None:
     table = job.captions[job.captions["split"] != "dev"]
     with pytest.raises(
-        ValueError, match=r"writer: train.keep 'best' .* need references of dev images: set keep to last"
+        ValueError, match=r"writer: train.keep 'best' .* need references of dev images, .* set keep to last"
     ):
         train_and_write(replace(job, captions=table))
     history = train_and_write(replace(job, captions=table, captioner=captioner(keep="last")))
     assert not [name for name in history if name.startswith("dev/")]
     assert json.loads((job.checkpoint / "metrics.json").read_text())["epoch"] == 1
+
+
+def test_captions_are_cleaned_as_those_that_the_vocabulary_was_learned_from(
+    job: CaptionJob, caplog: pytest.LogCaptureFixture
+) -> None:
+    member = small_member("res2net_gpt").model_copy(deep=True)
+    table = job.captions.assign(text=job.captions["text"] + "?#")
+    train_and_write(replace(job, captions=table))
+    assert "of the characters to learn are not in its member's vocabulary" in caplog.text
+    caplog.clear()
+    clean = CleanTextConfig(lower=False, blank="?#")
+    member = member.model_copy(update={"train": member.train.model_copy(update={"clean_text": clean})})
+    write_checkpoint(job.member.with_name("cleaned"), small_backbone("res2net_gpt"), member, {}, {})
+    checkpoint = job.checkpoint.with_name("of_cleaned")
+    train_and_write(replace(job, captions=table, member=job.member.with_name("cleaned"), checkpoint=checkpoint))
+    assert "vocabulary" not in caplog.text
 
 
 def test_nothing_to_train_on_is_an_error(job: CaptionJob) -> None:
@@ -182,6 +199,15 @@ def test_one_dev_image_is_too_few_to_judge_by(place: Path) -> None:
     dev = table[table["split"] == "dev"]
     alone = dev[dev["image_id"] == dev["image_id"].iloc[0]]
     assert DevCaptions.of(alone, store, "cider_d", CaptioningConfig(), torch.device("cpu")) is None
+
+
+def test_dev_images_of_which_only_punctuation_is_said_do_not_count(place: Path) -> None:
+    table, store = captions(), ImageStore.open(place / "images")
+    wordless = table["image_id"] == table.loc[table["split"] == "dev", "image_id"].iloc[0]
+    table.loc[wordless, "text"] = "。"
+    dev = DevCaptions.of(table, store, "cider_d", CaptioningConfig(), torch.device("cpu"))
+    assert dev is not None
+    assert list(dev.references) == ["i07", "i08", "i09", "i10"]
 
 
 def test_all_that_decides_the_weights_is_in_the_key(job: CaptionJob) -> None:

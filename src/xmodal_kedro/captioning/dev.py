@@ -36,8 +36,9 @@ class DevCaptions:
         cls, captions: pd.DataFrame, images: ImageStore, metric: str, captioning: CaptioningConfig, device: torch.device
     ) -> DevCaptions | None:
         """Take images evenly from those of dev that have references; none if fewer than two do, too few for CIDEr-D."""
-        found = references_of(captions, "dev")
-        known = [image_id for image_id in found if image_id in images.ids]
+        found, cut = references_of(captions, "dev"), TOKENISERS[captioning.tokeniser]
+        # Without what a metric can compare, such as a full stop alone, an image cannot be judged.
+        known = [image_id for image_id in found if image_id in images.ids and any(map(cut, found[image_id]))]
         if len(known) < 2:
             return None
         places = np.linspace(0, len(known) - 1, min(len(known), captioning.dev_images)).round().astype(int)

@@ -71,8 +71,17 @@ class Captioner(nn.Module):
         Args:
             images: Pixels or vectors.
             steps: Tokens at most that will follow; without it, as many as the GPT has positions.
+
+        Raises:
+            ValueError: The GPT has fewer positions than `steps`.
         """
-        state = Cache(1 + (self.gpt.sizes.block_size if steps is None else steps))
+        positions = self.gpt.sizes.block_size
+        if steps is not None and steps > positions:
+            raise ValueError(
+                f"captioning.decoding.max_steps is {steps}: this captioner writes {positions} tokens at most, the "
+                "block_size of its member's text_config"
+            )
+        state = Cache(1 + (positions if steps is None else steps))
         self.gpt(self.encode(images)[:, None], cache=state)
         return state
 

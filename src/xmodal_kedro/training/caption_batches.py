@@ -103,6 +103,8 @@ class Captions:
         self.ids = torch.full((len(distinct), width), vocabulary.pad, dtype=torch.int32)
         self.ids[:, : tokens["input_ids"].shape[1]] = tokens["input_ids"]
         self.cut = int((examples["text"].str.len() > positions - 2).sum())
+        unknown = (tokens["input_ids"] == vocabulary.unknown).sum(1)[torch.from_numpy(texts)]
+        self.unknown = float(unknown.sum() / self.lengths.sum())  # share of the tokens
 
     def __len__(self) -> int:
         """Captions."""

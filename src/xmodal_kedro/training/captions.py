@@ -110,7 +110,8 @@ def train_captioner(
     """
     if evaluate is None and (config.keep == "best" or config.patience):
         raise ValueError(
-            f"{name}: train.keep 'best' and train.patience need references of dev images: set keep to last, no patience"
+            f"{name}: train.keep 'best' and train.patience need references of dev images, of two at least: raise "
+            "data.dev_share, or set keep to last, no patience"
         )
     if rank() > 0:
         evaluate = report = None
@@ -165,6 +166,11 @@ class _Trainer:
         captions = Captions(self.model.vocabulary, examples, len(pixels), positions, counts_padding=counts)
         if captions.cut and rank() == 0:
             log.warning("%s: %d captions are longer than %d tokens, and are cut", name, captions.cut, positions)
+        if captions.unknown and rank() == 0:
+            log.warning(
+                "%s: %.2f %% of the characters to learn are not in its member's vocabulary, and will be lacking",
+                *(name, 100 * captions.unknown),
+            )
         spread_weights(self.model)
         self.optimiser = make_optimiser(self.model, config)
         if config.image_encoder:

@@ -193,8 +193,10 @@ def log_likelihood(
         lengths: [I * S] tokens that count: padding may have been drawn as a token, so it does not tell.
         temperature: Of the draw.
     """
-    logits = captioner(vectors.repeat_interleave(len(ids) // len(vectors), dim=0), ids)[:, 1:] / temperature
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    # Weights that autocast has cast for the draw, without a gradient, must be cast anew: some torch keeps them
+    torch.clear_autocast_cache()
+    logits = captioner(vectors.repeat_interleave(len(ids) // len(vectors), dim=0), ids)[:, 1:]
+    logits = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / temperature
     each = -F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
     counts = torch.arange(each.shape[1], device=ids.device) < lengths[:, None]
     return each.masked_fill(~counts, 0.0).sum(1)

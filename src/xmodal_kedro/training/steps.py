@@ -37,9 +37,8 @@ def take_step(optimiser: torch.optim.Optimizer, loss: float, rate: float, grad_c
     """
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     average_gradients(parameters)
-    norm = 0.0
-    if grad_clip is not None:
-        norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip).item()
+    # Without a limit nothing is clipped, but the norm is looked at all the same.
+    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if grad_clip is None else grad_clip).item()
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise NonFiniteLossError(
             f"{where}, lr {rate:.3g}: the loss is {loss}, its gradient's norm {norm}. The weights were not touched by "

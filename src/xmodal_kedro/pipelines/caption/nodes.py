@@ -62,10 +62,20 @@ def decode_captions(
 ) -> DataFrame:
     """Caption every image of dev, val and test by one captioner: a checkpoint, or parameters that name weights."""
     from xmodal_kedro.captioning.generate import generate
+    from xmodal_kedro.data.manifest import read_manifest
+    from xmodal_kedro.data.tables import table_fingerprint
     from xmodal_kedro.training.device import pick_device
 
     device = pick_device(runtime)
     opened = _open(captioner, device)
+    if isinstance(captioner, Path):
+        made_by = read_manifest(captioner, "captioner")["fingerprints"]["captions"]
+        if made_by != table_fingerprint(captions):
+            log.warning(
+                "%s was trained on other captions than these: images of dev may be among those that it has learned "
+                "from. Run --pipelines=caption to train it anew",
+                opened.name,
+            )
     return generate(opened, captions, images, DECODED, captioning, device, opened.name)
 
 
@@ -78,10 +88,11 @@ def decode_ensemble(
     from xmodal_kedro.training.device import pick_device
 
     device = pick_device(runtime)
-    members = {key.removesuffix("_captioner"): _open(captioner, device) for key, captioner in captioners.items()}
+    sources = {key.removesuffix("_captioner"): captioner for key, captioner in captioners.items()}
     config = captioning.ensemble
-    weights = None if config.weights == "equal" else [config.weights[name] for name in members]
-    ensemble = EnsembleCaptioner(members, weights, config.mix)
+    weights = dict.fromkeys(sources, 1.0) if config.weights == "equal" else config.weights
+    members = {name: _open(source, device) for name, source in sources.items() if weights[name]}
+    ensemble = EnsembleCaptioner(members, [weights[name] for name in members], config.mix)
     return generate(ensemble, captions, images, DECODED, captioning, device, "ensemble")
 
 

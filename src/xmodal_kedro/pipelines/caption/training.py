@@ -16,6 +16,7 @@ from xmodal_kedro.config.ensemble import RuntimeConfig
 from xmodal_kedro.data.image_store import ImageStore
 from xmodal_kedro.data.manifest import fingerprint
 from xmodal_kedro.data.tables import table_fingerprint
+from xmodal_kedro.data.text_cleaning import cleaned
 from xmodal_kedro.losses.gather import processes, rank
 from xmodal_kedro.models.checkpoint import read_checkpoint
 from xmodal_kedro.tracking.sink import metric_sink
@@ -52,9 +53,10 @@ def train_and_write(job: CaptionJob) -> DataFrame:
     """
     config, images, device = job.captioner, ImageStore.open(job.images), pick_device(job.runtime)
     assert config.train is not None  # a captioner that begins with a member has it
-    rows = train_rows(job.captions)
-    examples = DataFrame({"text": rows["text"].to_numpy(), "image_row": images.rows(rows["image_id"].tolist())})
     member = read_checkpoint(job.member, device)
+    # As the member's were cleaned: its vocabulary has no characters but theirs.
+    rows = train_rows(cleaned(job.captions, member.member.train.clean_text))
+    examples = DataFrame({"text": rows["text"].to_numpy(), "image_row": images.rows(rows["image_id"].tolist())})
     captioner = begin_captioner(member.backbone, config)
     made_by = {
         "captions": table_fingerprint(job.captions),
