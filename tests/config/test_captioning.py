@@ -56,13 +56,24 @@ def test_every_key_is_on_the_page() -> None:
         ({"writer": {"member": "small"}}, {}, r"writer: .*needs train"),
         ({"writer": {"weights": "models/blip", "mean": [0, 0, 0]}}, {}, r"writer: .*come with the weights"),
         ({"writer": {**WRITER, "member": "smal"}}, {}, r"writer\.member is 'smal', which is no member: small"),
-        ({"small": WRITER}, {}, r"small: is listed in member_names and in captioner_names"),
         ({"ensemble": WRITER}, {}, r"no captioner can have that name"),
         ({"constant": WRITER}, {}, r"no captioner can have that name"),
-        ({"writer": WRITER}, {"metrics": ["cider_d_words"]}, r"no caption metric 'cider_d_words'"),
-        ({"writer": WRITER}, {"metrics": ["bleu_4"]}, r"cider_d is what captions are compared by"),
+        ({"writer": WRITER}, {"metrics": ["cider_d_words"]}, r"leave out _words .*captioning\.tokeniser says how"),
+        ({"writer": WRITER}, {"metrics": ["cider_d", "spice"]}, r"metrics: there is no caption metric 'spice'"),
+        ({"writer": WRITER}, {"metrics": ["cider_d", "ref_clipscore"]}, r"set captioning\.clip_score to a member"),
+        ({"writer": WRITER}, {"metrics": ["bleu_4"]}, r"cider_d is what captions are compared by: add it"),
         ({"writer": WRITER}, {"clip_score": "other"}, r"captioning\.clip_score is 'other', which is no member"),
-        ({"writer": WRITER}, {"ensemble": {"weights": {"writr": 1.0}}}, r"the captioners are writer"),
+        (
+            {"writer": WRITER},
+            {"ensemble": {"weights": {"writr": 1.0}}},
+            r"\n- captioning\.ensemble.* are writer.*to equal",
+        ),
+        (
+            {"writer": WRITER},
+            {"ensemble": {"weights": {"writer": -1.0}}},
+            r"recipe:\n- captioning\.ensemble\.weights\.writer: [^\n]*\(it is -1\.0\)$",
+        ),
+        ({"writer": None}, {}, r"writer: is empty; it needs member and train, or weights$"),
         ({"writer": WRITER}, {"decoding": {"method": "beams"}}, r"captioning\.decoding\.method"),
         ({"writer": WRITER}, {"tokenizer": "words"}, r"tokenizer: unknown key, did you mean 'tokeniser'\?"),
         (
@@ -75,6 +86,14 @@ def test_every_key_is_on_the_page() -> None:
 def test_faults_are_named(captioners: dict[str, Any], captioning: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe(captioners, captioning)
+
+
+@pytest.mark.parametrize("section", [WRITER, PARAMETERS["small"]])
+def test_a_name_that_is_there_twice_is_reported_once(section: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"recipe:\n- small: is listed in member_names and in captioner_names$"):
+        recipe({"small": section, "writer": WRITER})
+    with pytest.raises(RecipeError, match=r"recipe:\n- ghost: is listed in member_names and in captioner_names$"):
+        read_recipe({**PARAMETERS, "member_names": ["small", "ghost"], "captioner_names": ["ghost"]})
 
 
 def test_a_captioner_without_a_section_and_a_section_without_a_captioner_are_named() -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from xmodal_kedro.captioning.metric_names import BY_TOKENS
+from xmodal_kedro.captioning.metric_names import BY_EMBEDDINGS, BY_TOKENS, TOKENISERS
 from xmodal_kedro.config.decoding import DecodingConfig
 from xmodal_kedro.config.frozen import Frozen
 from xmodal_kedro.config.member import AugmentConfig
@@ -14,11 +14,11 @@ Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
 
 
 def _known_metric(name: str) -> str:
+    metric, _, tokeniser = name.rpartition("_")
+    if metric in BY_TOKENS and tokeniser in TOKENISERS:
+        raise ValueError(f"leave out _{tokeniser} of '{name}': captioning.tokeniser says how text is cut")
     if name not in BY_TOKENS:
-        raise ValueError(
-            f"there is no caption metric '{name}'; there are {', '.join(BY_TOKENS)}. How text is cut is said by "
-            "captioning.tokeniser, and becomes part of the name"
-        )
+        raise ValueError(f"there is no caption metric '{name}'; there are {', '.join(BY_TOKENS)}")
     return name
 
 
@@ -124,9 +124,14 @@ class CaptioningConfig(Frozen):
     @field_validator("metrics")
     @classmethod
     def _known_metrics(cls, metrics: list[str]) -> list[str]:
+        for name in metrics:
+            if name in BY_EMBEDDINGS:
+                raise ValueError(
+                    f"leave out '{name}', and set captioning.clip_score to a member: its embeddings give it"
+                )
         known = [_known_metric(name) for name in metrics]
         if "cider_d" not in known:
-            raise ValueError("cider_d is what captions are compared by: it is always among the metrics")
+            raise ValueError("cider_d is what captions are compared by: add it")
         return known
 
     def named(self, metric: str) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import ValidationError, field_validator, model_validator
@@ -22,6 +23,8 @@ from xmodal_kedro.config.index import IndexConfig
 from xmodal_kedro.config.member import MemberConfig
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_CHOICE = re.compile(r"(str|int|float|bool|dict|list|literal|constrained-\w+)(\[.*\])?")  # of a union, as pydantic says
+_CAPTIONER_NEEDS = "member and train, or weights"  # either will do, so none of them is required by itself
 
 
 class RecipeError(ValueError):
@@ -91,7 +94,8 @@ class Recipe(Frozen):
         if isinstance(mixed, dict) and set(mixed) != set(self.captioners):
             raise ValueError(
                 f"captioning.ensemble.weights are those of {', '.join(mixed)}; the captioners are "
-                f"{', '.join(self.captioners) or 'none'}: give each one its weight"
+                f"{', '.join(self.captioners) or 'none'}: give each one its weight, or set captioning.ensemble.weights "
+                "to equal"
             )
         self._check_mixed_captioners(mixed)
         for name, member in self.members.items():
@@ -132,7 +136,8 @@ def read_recipe(parameters: dict[str, Any]) -> Recipe:
     """
     names = {gathered: _names(parameters, key) for gathered, key in NAMED.items()}
     every = [name for listed in names.values() for name in listed]
-    problems = []
+    twice = [name for name in names["members"] if name in names["captioners"]]
+    problems = [f"{name}: is listed in member_names and in captioner_names" for name in twice]
     known = (*SECTIONS, *NAMED.values(), *every)
     for key in parameters:
         if key not in known:
@@ -142,17 +147,16 @@ def read_recipe(parameters: dict[str, Any]) -> Recipe:
             )
     for gathered, listed in names.items():
         for name in listed:
-            if name not in parameters:
+            if name not in parameters and name not in twice:
                 problems.append(f"{name}: is listed in {NAMED[gathered]}, but has no section of its own")
-            elif every.count(name) > 1:
-                problems.append(f"{name}: is listed in member_names and in captioner_names")
     try:
         recipe = Recipe.model_validate(
             {key: parameters[key] for key in SECTIONS if key in parameters}
             | {gathered: {n: parameters[n] for n in listed if n in parameters} for gathered, listed in names.items()}
         )
     except ValidationError as error:
-        problems += [_explain(problem) for problem in error.errors()]
+        # A section that is read as a member and as a captioner is wrong as one of them.
+        problems += _explained([problem for problem in error.errors() if _section(problem) not in twice])
     if problems:
         raise RecipeError("the parameters are not a valid recipe:\n" + "\n".join(f"- {line}" for line in problems))
     return recipe
@@ -175,18 +179,41 @@ def _check_name(name: str, what: str, taken: tuple[str, ...]) -> None:
         raise ValueError(f"'{name}' is a section or a row of the leaderboard, so no {what} can have that name")
 
 
-def _explain(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
+def _section(problem: Any) -> str | None:
+    """The member or captioner whose section is at fault."""
+    location = problem["loc"]
+    return location[1] if len(location) > 1 and location[0] in NAMED else None
+
+
+def _explained(problems: Sequence[Any]) -> list[str]:
+    """One line per key: what each choice of a union wants is joined, unless the value is of one choice's kind."""
+    found: dict[str, str] = {}
+    for problem in problems:
+        key, wanted, value = _explain(problem)
+        if key in found:
+            wanted = f"{found[key].removesuffix(value)}, or {wanted.removeprefix('Input should be ')}"
+        found[key] = wanted + value
+    deepest = [key for key in found if not any(other.startswith(f"{key}.") for other in found)]
+    return [f"{key}: {found[key]}" if key else found[key] for key in deepest]
+
+
+def _explain(problem: Any) -> tuple[str, str, str]:
+    """The key as a recipe writes it (empty where sections do not go together), what is wrong, and the value."""
+    location = [str(part) for part in problem["loc"] if not _CHOICE.fullmatch(str(part))]
     if location and location[0] in NAMED:
         location = location[1:] or [NAMED[location[0]]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_nearest(location[-1], _siblings(problem['loc']))}"
+        return key, f"unknown key{_nearest(location[-1], _siblings(problem['loc']))}", ""
     if problem["type"] == "missing":
-        return f"{key}: is missing"
+        return key, "is missing", ""
     value = problem.get("input")
-    shown = "" if isinstance(value, dict) else f" (it is {value!r})"
-    return f"{key}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+    if problem["type"] == "model_type" and value is None:
+        kind = problem["ctx"]["class_name"]
+        required = Recipe.model_json_schema()["$defs"][kind].get("required", [])
+        needs = _CAPTIONER_NEEDS if kind == CaptionerConfig.__name__ else ", ".join(required)
+        return key, f"is empty; it needs {needs}" if needs else "is empty; leave it out, or set some of its keys", ""
+    return key, problem["msg"].removeprefix("Value error, "), "" if isinstance(value, dict) else f" (it is {value!r})"
 
 
 def _siblings(location: tuple[Any, ...]) -> tuple[str, ...]:
