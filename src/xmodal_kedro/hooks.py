@@ -79,7 +79,11 @@ class ProjectHook:
         if captioners:
             from xmodal_kedro.data.weight_checks import check_captioners
 
-            reports.append(check_captioners(captioners, recipe.members, recipe.images, self.project))
+            reports.append(check_captioners(captioners, recipe.members, recipe.images, self.project, recipe.captioning))
+        if any("caption" in node.tags and "predict" not in node.tags for node in pipeline.nodes):
+            from xmodal_kedro.data.caption_checks import check_judging
+
+            reports.append(check_judging(captioners, recipe.captioning, recipe.data.sources))
         report = Report.merged(reports)
         for warning in report.warnings:
             log.warning(warning)

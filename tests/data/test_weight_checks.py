@@ -10,19 +10,27 @@ from typing import Any
 import click
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
-from xmodal_kedro.config.captioning import CaptionerConfig, CaptionTrainConfig
+from xmodal_kedro.captioning.decode import decode
+from xmodal_kedro.config.captioning import CaptionerConfig, CaptioningConfig, CaptionTrainConfig
 from xmodal_kedro.config.data import ImagesConfig
+from xmodal_kedro.config.decoding import DecodingConfig
 from xmodal_kedro.config.member import BackboneConfig, MemberConfig, TrainConfig
 from xmodal_kedro.config.recipe import Recipe, read_recipe
 from xmodal_kedro.data.findings import Report
 from xmodal_kedro.data.weight_checks import check_captioners, check_member
 from xmodal_kedro.hooks import ProjectHook
+from xmodal_kedro.models.captioner import Captioner
+from xmodal_kedro.models.characters import Characters
+from xmodal_kedro.models.gpt import GPT, GPTSizes
 from xmodal_kedro.pipelines.caption.pipeline import create_pipeline
+from xmodal_kedro.pipelines.predict.pipeline import create_pipeline as predict_pipeline
 
 IMAGES = ImagesConfig(size=32)
+CAPTIONING = CaptioningConfig()
 TRAIN: dict[str, Any] = {"epochs": 1, "batch_size": 4, "lr": 1e-3}
 CAPTIONER_FILES = ("config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors")
 
@@ -55,8 +63,10 @@ def parts(project: Path, **architecture: object) -> list[str]:
     return report.problems
 
 
-def captioners(project: Path, captioner: CaptionerConfig, **members: MemberConfig) -> list[str]:
-    return check_captioners({"writer": captioner}, members, IMAGES, project).problems
+def captioners(
+    project: Path, captioner: CaptionerConfig, captioning: CaptioningConfig = CAPTIONING, **members: MemberConfig
+) -> list[str]:
+    return check_captioners({"writer": captioner}, members, IMAGES, project, captioning).problems
 
 
 # --- parts of a model
@@ -162,7 +172,7 @@ def test_weights_that_are_not_there_are_named(project: Path, weights: str, messa
 
 def test_a_hub_id_that_can_be_fetched_is_a_warning(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    report = check_captioners({"writer": CaptionerConfig(weights="owner/blip")}, {}, IMAGES, project)
+    report = check_captioners({"writer": CaptionerConfig(weights="owner/blip")}, {}, IMAGES, project, CAPTIONING)
     assert report.problems == []
     assert report.warnings[0].startswith("writer.weights: 'owner/blip' is not in the local cache, so it will be down")
 
@@ -176,13 +186,41 @@ def test_images_that_are_packed_too_small_for_a_captioner_are_named(project: Pat
     assert captioners(project, CaptionerConfig(weights="raw/blip")) == []
 
 
+@pytest.mark.parametrize(("sizes", "positions"), [({}, 100), ({"text_config": {"block_size": 40}}, 40)])
+def test_captions_that_do_not_fit_the_positions_of_a_gpt_are_named(
+    project: Path, sizes: dict[str, Any], positions: int
+) -> None:
+    longest, longer = (
+        CaptioningConfig(decoding=DecodingConfig(max_steps=steps)) for steps in (positions, positions + 1)
+    )
+    assert captioners(project, from_member("gpt"), longest, gpt=member("res2net_gpt", **sizes)) == []
+    assert captioners(project, from_member("gpt"), longer, gpt=member("res2net_gpt", **sizes)) == [
+        f"captioning.decoding.max_steps: it is {positions + 1}, and the GPT of 'gpt' has {positions} positions. Lower "
+        f"it to {positions}, or raise gpt.backbone.architecture.text_config.block_size."
+    ]
+    trained = MemberConfig(backbone=BackboneConfig(name="res2net_gpt", weights="raw/gpt"), train=TrainConfig(**TRAIN))
+    assert captioners(project, from_member("gpt"), longer, gpt=trained) == []
+
+
+def test_the_positions_are_those_that_decoding_takes() -> None:
+    torch.manual_seed(0)
+    gpt = GPT(GPTSizes(vocab_size=5, layers=1, heads=1, width=4, block_size=3))
+    captioner = Captioner(torch.nn.Identity(), gpt, Characters.learn(["甲"], 5)).eval()
+    vectors = torch.zeros(1, 4)
+    torch.nn.init.constant_(gpt.head.bias[captioner.vocabulary.end], -1e9)  # so that it never ends
+    assert len(decode(captioner, vectors, DecodingConfig(max_steps=3))[0].ids) == 3
+    with pytest.raises(ValueError, match=r"\b3\b"):
+        decode(captioner, vectors, DecodingConfig(max_steps=4))
+
+
 # --- the run
 
 
 def recipe(**parameters: object) -> Recipe:
     source = {"split": "train", "format": "table", "file": "pairs.csv", "images": "images"}
     small = {"backbone": {"name": "chinese_clip", "architecture": {}}, "train": TRAIN}
-    shared = {"data": {"root": "raw", "sources": [source]}, "images": {"size": 32}, "small": small}
+    sources = [source, {**source, "split": "val"}]
+    shared = {"data": {"root": "raw", "sources": sources}, "images": {"size": 32}, "small": small}
     return read_recipe({**shared, "member_names": ["small"], **parameters})
 
 
@@ -206,6 +244,14 @@ def test_a_run_checks_the_captioners_that_it_begins_and_says_all_at_once(project
         begin_run(project, both, pipeline.only_nodes_with_namespaces(["bilp"]))
     assert failure.value.message.count("\n- ") == 1
     begin_run(project, both, pipeline.only_nodes("writer.decode_captions"))  # from a checkpoint that is there
+
+
+def test_a_run_checks_how_captions_are_judged_but_not_where_none_is_judged(project: Path) -> None:
+    blip = {"captioner_names": ["blip"], "blip": {"weights": "raw/blip"}, "captioning": {"split": "test"}}
+    with pytest.raises(click.ClickException, match=r"captioning\.split: no source .* has images of test"):
+        begin_run(project, recipe(**blip), create_pipeline({"blip": blip["blip"]}))
+    new = predict_pipeline([], captioners={"blip": blip["blip"]}, ranking=False)
+    begin_run(project, recipe(**blip), new.only_nodes("caption_new_data", "write_new_captions"))
 
 
 def test_a_run_without_captions_asks_for_no_captioner(project: Path) -> None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from xmodal_kedro.config.captioning import CaptionerConfig
+from xmodal_kedro.config.captioning import CaptionerConfig, CaptioningConfig
 from xmodal_kedro.config.data import ImagesConfig
-from xmodal_kedro.config.member import MemberConfig
+from xmodal_kedro.config.member import BackboneConfig, MemberConfig
 from xmodal_kedro.config.weights import WeightsSource, unsupported, weights_source
 from xmodal_kedro.data.findings import Report, is_lfs_pointer, nearest
 
@@ -96,14 +96,16 @@ def check_captioners(
     members: Mapping[str, MemberConfig],
     images: ImagesConfig,
     project: Path,
+    captioning: CaptioningConfig,
 ) -> Report:
-    """Look for what captioners begin with.
+    """Look for what captioners begin with, and whether they can write captions as long as those that are asked for.
 
     Args:
         captioners: Those whose parameters the run reads, by name.
         members: Of the recipe, by name.
         images: How images are packed.
         project: Folder that relative paths start from.
+        captioning: How captions are decoded.
     """
     from xmodal_kedro.models import family, writers
 
@@ -128,7 +130,26 @@ def check_captioners(
                     f"{name}.member: '{captioner.member}' has a backbone '{backbone}', which does not write captions. "
                     f"Name a member with one that does: {', '.join(writers())}."
                 )
+                continue
+            _check_steps(captioner.member, members[captioner.member].backbone, captioning, report)
     return report
+
+
+def _check_steps(member: str, backbone: BackboneConfig, captioning: CaptioningConfig, report: Report) -> None:
+    """The start of a caption takes a position of the GPT, and its end takes none."""
+    from xmodal_kedro.models.gpt import GPTSizes
+
+    positions = GPTSizes.model_fields["block_size"].default
+    sizes = (backbone.architecture or {}).get("text_config")
+    if isinstance(sizes, dict):
+        positions = sizes.get("block_size", positions)
+    steps = captioning.decoding.max_steps
+    # Weights have their own sizes, which opening them tells; what is no size, building the model tells.
+    if backbone.weights is None and isinstance(positions, int) and steps > positions:
+        report.problems.append(
+            f"captioning.decoding.max_steps: it is {steps}, and the GPT of '{member}' has {positions} positions. Lower "
+            f"it to {positions}, or raise {member}.backbone.architecture.text_config.block_size."
+        )
 
 
 def _check_named(key: str, named: str, kind: type[Published] | None, project: Path, report: Report) -> None:
