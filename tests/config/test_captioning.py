@@ -58,6 +58,8 @@ def test_every_key_is_on_the_page() -> None:
         ({"writer": {**WRITER, "member": "smal"}}, {}, r"writer\.member is 'smal', which is no member: small"),
         ({"ensemble": WRITER}, {}, r"no captioner can have that name"),
         ({"constant": WRITER}, {}, r"no captioner can have that name"),
+        ({"captions": WRITER}, {}, r"'captions' is a .*folder of results.*, so no captioner can have that name"),
+        ({"writer": {**WRITER, "mean": [0, 0, 0], "std": [1, 0, 1]}}, {}, r"writer\.std\.1: .*greater than 0"),
         ({"writer": WRITER}, {"metrics": ["cider_d_words"]}, r"leave out _words .*captioning\.tokeniser says how"),
         ({"writer": WRITER}, {"metrics": ["cider_d", "spice"]}, r"metrics: there is no caption metric 'spice'"),
         ({"writer": WRITER}, {"metrics": ["cider_d", "ref_clipscore"]}, r"set captioning\.clip_score to a member"),

@@ -73,7 +73,9 @@ class CaptionerConfig(Frozen):
         None, description="or: hub id or directory of a BLIP, GIT or vision-encoder-decoder, which is not trained here"
     )
     mean: Channels | None = Field(None, description="of the pixels' normalisation; by default the member's")
-    std: Channels | None = Field(None, description="as mean")
+    std: Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=3, max_length=3)] | None = Field(
+        None, description="as mean"
+    )
     train: CaptionTrainConfig | None = None
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from xmodal_kedro.config.index import IndexConfig
 from xmodal_kedro.config.member import MemberConfig
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TAKEN = ("captions", "submission", "predict", "null", "nan")  # folders of results, and what tables read as no name
 _CHOICE = re.compile(r"(str|int|float|bool|dict|list|literal|constrained-\w+)(\[.*\])?")  # of a union, as pydantic says
 _CAPTIONER_NEEDS = "member and train, or weights"  # either will do, so none of them is required by itself
 
@@ -175,8 +176,10 @@ def _names(parameters: dict[str, Any], key: str) -> list[str]:
 def _check_name(name: str, what: str, taken: tuple[str, ...]) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(f"'{name}' is no {what} name: lower-case letters, digits and _, a letter first")
-    if name in (*SECTIONS, *taken):
-        raise ValueError(f"'{name}' is a section or a row of the leaderboard, so no {what} can have that name")
+    if name in (*SECTIONS, *_TAKEN, *taken):
+        raise ValueError(
+            f"'{name}' is a section, a folder of results or a row of the leaderboard, so no {what} can have that name"
+        )
 
 
 def _section(problem: Any) -> str | None:
