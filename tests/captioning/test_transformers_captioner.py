@@ -48,8 +48,8 @@ def shaken(model: Any, seed: int, end: torch.Tensor | None) -> Any:
     """A model whose random weights are large enough that images and tokens matter, and captions end at times."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 or name.endswith("class_embedding"):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.4)
         if end is not None:
             end += 1.5
