@@ -83,74 +83,25 @@ def test_positions_count_from_the_start_that_is_given() -> None:
     plain = gpt.tokens(ids)
     torch.testing.assert_close(gpt.embed(ids), plain + gpt.positions[:4])
     torch.testing.assert_close(gpt.embed(ids, 5), plain + gpt.positions[5:])
-    starts = torch.tensor([0, 5, 2])
-    each = torch.stack([gpt.embed(ids[row : row + 1], int(start))[0] for row, start in enumerate(starts)])
-    torch.testing.assert_close(gpt.embed(ids, starts), each)
-    assert gpt.embed(ids[:0], starts[:0]).shape == (0, 4, 24)
+    assert gpt.embed(ids[:0]).shape == (0, 4, 24)
     assert gpt.embed(ids[:, :0]).shape == (3, 0, 24)
 
 
-@pytest.mark.parametrize("start", [6, torch.tensor([0, 6])])
-def test_a_text_longer_than_the_positions_is_refused(start: int | Tensor) -> None:
+def test_a_text_longer_than_the_positions_is_refused() -> None:
     with pytest.raises(ValueError, match=r"text of 10 tokens does not fit the 9 positions.*block_size"):
-        some_gpt().embed(some_ids(2, 4), start)
+        some_gpt().embed(some_ids(2, 4), 6)
 
 
-@pytest.mark.parametrize("parts", [[1] * 9, [9], [1, 8], [4, 1, 1, 3], [2, 5, 2]])
+@pytest.mark.parametrize("parts", [[1] * 9, [9], [4, 1, 1], [8, 1]])
 @pytest.mark.parametrize("rows", [1, 3])
 @torch.no_grad()
 def test_steps_give_the_states_of_the_whole(parts: list[int], rows: int) -> None:
     gpt = some_gpt()
-    embedded = gpt.embed(some_ids(rows, 9))
+    embedded = gpt.embed(some_ids(rows, sum(parts)))
     cache = Cache(9)
-    stepped = torch.cat([gpt(part, cache=cache) for part in embedded.split(parts, dim=1)], dim=1)
-    assert cache.length == 9
+    stepped = torch.cat([gpt(part, cache) for part in embedded.split(parts, dim=1)], dim=1)
+    assert cache.length == sum(parts)
     torch.testing.assert_close(stepped, gpt(embedded), atol=1e-5, rtol=1e-5)
-
-
-def left_padded(gpt: GPT, ids: Tensor, lengths: list[int], width: int) -> tuple[Tensor, Tensor]:
-    """The first tokens of each row at the right of [B, width], and where they are; 7 is no embedding of a token."""
-    embedded, mask = torch.full((len(ids), width, SIZES.width), 7.0), torch.zeros(len(ids), width, dtype=torch.bool)
-    for row, length in enumerate(lengths):
-        embedded[row, width - length :] = gpt.embed(ids[row : row + 1, :length])[0]
-        mask[row, width - length :] = True
-    return embedded, mask
-
-
-@torch.no_grad()
-def test_rows_of_uneven_length_are_each_as_alone() -> None:
-    gpt, ids, lengths = some_gpt(), some_ids(4, 9), [5, 1, 3, 4]
-    embedded, mask = left_padded(gpt, ids, lengths, 5)
-    whole, cache = gpt(embedded, mask), Cache(9)
-    stepped = torch.cat([gpt(embedded[:, :3], mask[:, :3], cache), gpt(embedded[:, 3:], mask[:, 3:], cache)], dim=1)
-    torch.testing.assert_close(whole[1, :1], gpt(embedded[1:2, :1])[0], atol=1e-5, rtol=1e-5)  # padding sees itself
-    for row, length in enumerate(lengths):
-        alone = gpt(gpt.embed(ids[row : row + 1, : length + 2]))[0]
-        torch.testing.assert_close(whole[row, 5 - length :], alone[:length], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(stepped[row, 5 - length :], alone[:length], atol=1e-5, rtol=1e-5)
-    # Every row goes on from where it is, in two steps without a mask, after some were exchanged.
-    rows = torch.tensor([2, 0, 2, 3, 1, 1])
-    cache = cache.gather(rows)
-    starts = torch.tensor(lengths)[rows]
-    for step in range(2):
-        at = starts + step
-        state = gpt(gpt.embed(ids[rows, at][:, None], at), cache=cache)
-        for place, row in enumerate(rows.tolist()):
-            alone = gpt(gpt.embed(ids[row : row + 1, : lengths[row] + step + 1]))[0, -1]
-            torch.testing.assert_close(state[place, 0], alone, atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_a_mask_may_come_late() -> None:
-    gpt, ids = some_gpt(), some_ids(2, 6)
-    embedded, cache = gpt.embed(ids), Cache(9)
-    mask = torch.ones(2, 6, dtype=torch.bool)
-    mask[1, 3] = False
-    whole = gpt(embedded, mask)
-    assert not torch.allclose(whole, gpt(embedded), atol=1e-3)
-    parts = [gpt(embedded[:, :2], None, cache), gpt(embedded[:, 2:4], mask[:, 2:4], cache)]
-    parts += [gpt(embedded[:, place : place + 1], None, cache) for place in (4, 5)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2], [2, 2, 0], [1], [0, 0, 1, 1, 2, 2, 0], []])
@@ -199,17 +150,14 @@ def test_a_full_cache_and_foreign_rows_are_refused() -> None:
         gpt(gpt.embed(some_ids(1, 1)), cache=cache)
     gpt(gpt.embed(some_ids(2, 1)), cache=cache)  # a refusal spoils nothing
     assert cache.length == 4
+    cache = Cache(9)
+    gpt(gpt.embed(some_ids(2, 3)), cache=cache)
+    with pytest.raises(ValueError, match="one place at a time, and not with 2"):
+        gpt(gpt.embed(some_ids(2, 2)), cache=cache)
 
 
-def test_every_weight_learns_and_an_unlooked_at_place_does_not() -> None:
+def test_every_weight_learns() -> None:
     gpt, ids = some_gpt(), some_ids(3, 6)
-    embedded = gpt.embed(ids).detach().requires_grad_()
-    mask = torch.ones(3, 6, dtype=torch.bool)
-    mask[0, 0] = False
-    gpt.logits(gpt(embedded, mask)[:, 1:]).square().sum().backward()
-    assert embedded.grad is not None
-    assert not embedded.grad[0, 0].any()
-    assert (embedded.grad[:, 1:].abs().amax(2) > 0).all()
     gpt.logits(gpt(gpt.embed(ids))).square().sum().backward()
     for name, parameter in gpt.named_parameters():
         assert parameter.grad is not None, name
@@ -243,7 +191,7 @@ def test_bf16_is_near_and_its_cache_is_half_as_large() -> None:
     embedded = gpt.embed(some_ids(2, 9))
     exact = gpt(embedded)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = torch.cat([gpt(part, cache=cache) for part in embedded.split(2, dim=1)], dim=1)
+        low = torch.cat([gpt(part, cache=cache) for part in embedded.split(1, dim=1)], dim=1)
     assert {part.dtype for layer in cache._layers for part in layer} == {torch.bfloat16}
     assert not torch.equal(low.float(), exact)
     torch.testing.assert_close(low.float(), exact, atol=0.2, rtol=0.1)

@@ -53,36 +53,27 @@ class Cache:
         self.size = size
         self.length = 0  # places that are filled, the same in all rows
         self._layers: list[tuple[Tensor, Tensor]] = []  # keys and values [B, H, size, D]
-        self._mask: Tensor | None = None  # [B, length], where places may be looked at; none is everywhere
         self._spare: Tensor | None = None  # room of rows that were gathered, for those that are gathered next
 
-    def open(self, rows: int, places: int, mask: Tensor | None) -> Tensor | None:
+    def open(self, rows: int, places: int) -> None:
         """Announce further places, before `extend` per layer and `close`.
 
         Args:
             rows: B.
-            places: P, how many.
-            mask: [B, P], which of them may be looked at.
-
-        Returns:
-            The mask of old and new places [B, length + P], None if all may be looked at.
+            places: P, how many; one at a time after the first ones.
 
         Raises:
-            ValueError: There is no room for so many, or the rows are not those of the earlier places.
+            ValueError: There is no room for so many, they are several, or the rows are not those of the earlier places.
         """
         if self.length + places > self.size:
             raise ValueError(
                 f"a cache of {self.size} places, {self.length} of them filled, has no room for {places} more: make it "
                 "larger, or end the captions earlier"
             )
+        if self.length and places != 1:
+            raise ValueError(f"a cache that has begun is continued one place at a time, and not with {places}")
         if self._layers and rows != len(self._layers[0][0]):
             raise ValueError(f"a cache of {len(self._layers[0][0])} rows cannot be continued with {rows}: gather first")
-        like = mask if self._mask is None else self._mask
-        if like is not None:
-            old = like.new_ones(rows, self.length) if self._mask is None else self._mask
-            new = like.new_ones(rows, places) if mask is None else mask
-            self._mask = torch.cat([old, new], dim=1)
-        return self._mask
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values [B, H, P, D] of a layer; returns those of all places [B, H, length + P, D]."""
@@ -105,7 +96,6 @@ class Cache:
 
         Layers take turns at one spare room: fresh memory for each would cost many times what the copying does.
         """
-        self._mask = None if self._mask is None else self._mask[rows]
         self._layers = [(self._taken(keys, rows), self._taken(values, rows)) for keys, values in self._layers]
         return self
 
@@ -129,8 +119,8 @@ class Attention(nn.Module):
         self.queries_keys_values = nn.Linear(sizes.width, 3 * sizes.width, bias=False)
         self.output = nn.Linear(sizes.width, sizes.width)
 
-    def forward(self, states: Tensor, allowed: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
-        """States [B, L, W] to [B, L, W]; `allowed` [.., L, T] where it is not plainly causal."""
+    def forward(self, states: Tensor, cache: Cache | None, layer: int) -> Tensor:
+        """States [B, L, W] to [B, L, W]; no place looks ahead."""
         rows, length, width = states.shape
         heads = self.queries_keys_values(states).view(rows, length, 3, self.heads, width // self.heads)
         queries, keys, values = heads.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, L, D] each
@@ -140,9 +130,8 @@ class Attention(nn.Module):
             queries,
             keys,
             values,
-            attn_mask=allowed,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=allowed is None and length == keys.shape[2],  # a single step looks at all that came before
+            is_causal=length == keys.shape[2],  # a step looks at all that came before
             scale=self.scale,
         )
         attended: Tensor = self.output(mixed.transpose(1, 2).reshape(rows, length, width))
@@ -162,9 +151,9 @@ class Block(nn.Module):
         )
         self.dropout = nn.Dropout(sizes.dropout)
 
-    def forward(self, states: Tensor, allowed: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, states: Tensor, cache: Cache | None, layer: int) -> Tensor:
         """States [B, L, W] to [B, L, W]."""
-        states = states + self.dropout(self.attention(self.attention_norm(states), allowed, cache, layer))
+        states = states + self.dropout(self.attention(self.attention_norm(states), cache, layer))
         after: Tensor = states + self.dropout(self.mlp(self.mlp_norm(states)))
         return after
 
@@ -188,12 +177,12 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def embed(self, ids: Tensor, start: int | Tensor = 0) -> Tensor:
+    def embed(self, ids: Tensor, start: int = 0) -> Tensor:
         """Embed tokens and where they stand.
 
         Args:
             ids: [B, L].
-            start: Position of the first column, or of the first column of each row [B].
+            start: Position of the first column.
 
         Returns:
             [B, L, W].
@@ -201,28 +190,22 @@ class GPT(nn.Module):
         Raises:
             ValueError: The last position is none of the `block_size`.
         """
-        length = ids.shape[1]
-        first = start if isinstance(start, int) else max(start.tolist(), default=0)
-        last = first + length
+        last = start + ids.shape[1]
         if last > self.sizes.block_size:
             raise ValueError(
                 f"a text of {last} tokens does not fit the {self.sizes.block_size} positions of this GPT: cut texts at "
                 "block_size tokens, or build the GPT with a larger block_size"
             )
-        embedded: Tensor = self.tokens(ids)
-        if isinstance(start, int):
-            return embedded + self.positions[start : start + length]
-        return embedded + self.positions[start[:, None] + torch.arange(length, device=start.device)]
+        embedded: Tensor = self.tokens(ids) + self.positions[start:last]
+        return embedded
 
-    def forward(self, embedded: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+    def forward(self, embedded: Tensor, cache: Cache | None = None) -> Tensor:
         """States of a sequence, each of which knows itself and what came before.
 
         Padding on the right needs no mask: nothing looks ahead.
 
         Args:
             embedded: [B, L, W].
-            mask: [B, L], false at places that no other place may look at, such as padding on the left; their own states
-                are finite and mean nothing.
             cache: Of what came before, if anything did; it is extended by these places.
 
         Returns:
@@ -230,13 +213,11 @@ class GPT(nn.Module):
             there.
         """
         rows, length, _ = embedded.shape
-        start = 0
         if cache is not None:
-            start, mask = cache.length, cache.open(rows, length, mask)
-        allowed = _allowed(start, length, mask, embedded.device)
+            cache.open(rows, length)
         states: Tensor = self.dropout(embedded)
         for layer, block in enumerate(self.blocks):
-            states = block(states, allowed, cache, layer)
+            states = block(states, cache, layer)
         if cache is not None:
             cache.close(length)
         return states
@@ -245,18 +226,6 @@ class GPT(nn.Module):
         """[.., W] -> [.., V]."""
         logits: Tensor = self.head(self.norm(states))
         return logits
-
-
-def _allowed(start: int, length: int, mask: Tensor | None, device: torch.device) -> Tensor | None:
-    """Which of T places each of the last L may look at, [L, T] or [B, 1, L, T]; None is the plain causal case."""
-    if mask is None and (start == 0 or length == 1):
-        return None
-    places = torch.arange(start + length, device=device)
-    here = places[start:, None]
-    if mask is None:
-        return places <= here
-    # A masked place may look at itself: kernels differ in what a softmax over nothing is, and NaN would spread.
-    return ((places <= here) & mask[:, None] | (places == here))[:, None]
 
 
 @torch.no_grad()

@@ -24,14 +24,11 @@ class MetricUnavailableError(RuntimeError):
 class Cut:
     """Captions and references of the same images, cut by one tokeniser; what metrics share is computed once."""
 
-    def __init__(
-        self, captions: Mapping[str, str], references: References, tokeniser: str, corpus: References | None
-    ) -> None:
+    def __init__(self, captions: Mapping[str, str], references: References, tokeniser: str) -> None:
         """Cut all texts; arguments and errors as in `evaluate`."""
-        self._cut = TOKENISERS[tokeniser]
-        self._corpus = corpus
-        self.captions = [self._cut(text) for text in captions.values()]
-        self.references = [[self._cut(text) for text in references[image]] for image in captions]
+        cut = TOKENISERS[tokeniser]
+        self.captions = [cut(text) for text in captions.values()]
+        self.references = [[cut(text) for text in references[image]] for image in captions]
         check_references(self.captions, self.references, list(captions))
 
     @cached_property
@@ -41,10 +38,8 @@ class Cut:
 
     @cached_property
     def frequencies(self) -> Frequencies:
-        """Of the corpus, or of the references where there is none."""
-        if self._corpus is None:
-            return Frequencies(self.references)
-        return Frequencies([[self._cut(text) for text in texts] for texts in self._corpus.values()])
+        """Of the references."""
+        return Frequencies(self.references)
 
 
 METRICS: dict[str, Callable[[Cut], Scores]] = {
@@ -59,20 +54,13 @@ METRICS: dict[str, Callable[[Cut], Scores]] = {
 }
 
 
-def evaluate(
-    captions: Mapping[str, str],
-    references: References,
-    metrics: Sequence[str],
-    *,
-    corpus: References | None = None,
-) -> dict[str, Scores]:
+def evaluate(captions: Mapping[str, str], references: References, metrics: Sequence[str]) -> dict[str, Scores]:
     """Score captions.
 
     Args:
         captions: Image id to its caption, which may be empty.
         references: The same image ids to their sentences.
         metrics: Names such as `cider_d_characters` (see `metric_names.parse`).
-        corpus: References whose document frequencies weigh the n-grams of CIDEr and CIDEr-D; by default `references`.
 
     Returns:
         Name to scores, in the order of `metrics`; `each` of them in the order of `captions`.
@@ -92,7 +80,7 @@ def evaluate(
     found = {}
     for name, (metric, tokeniser) in wanted.items():
         if tokeniser not in cuts:
-            cuts[tokeniser] = Cut(captions, references, tokeniser, corpus)
+            cuts[tokeniser] = Cut(captions, references, tokeniser)
         found[name] = METRICS[metric](cuts[tokeniser])
     return found
 
