@@ -91,9 +91,12 @@ def embeddings(side: str, vectors: np.ndarray, name: str) -> Embeddings:
 def sizes(tile: tuple[int, int]) -> dict[str, dict[str, object]]:
     """Every constant of the engine that says how much is worked on at once, by module, for tiles of this shape."""
     h, w = tile
+    shape = {"tile_shape": lambda device: tile}
     match = {"WIDTH": 8, "height": lambda device: h}  # a power of two, at least the height
     return {
-        "rank": {"_tile_shape": lambda device: tile},
+        "tiles": shape,
+        "rank": shape,
+        "one_way": shape,
         "top": {"BLOCK": w},
         "counts": {"AT_ONCE": h * w},
         "bootstrap": {"AT_ONCE": h * w},

@@ -39,7 +39,7 @@ from xmodal_kedro.retrieval.scores import EmbeddingScores, MatrixScores, Transpo
 torch.set_num_threads(1)
 
 NAMES = sorted(NORMALISATIONS)
-SIZE = re.compile(r".*(TILE|BLOCK|CHUNK|PAGE|STRIP|WIDTH|AT_ONCE|TOGETHER|MEMORY|FOLD)|height|_tile_shape")
+SIZE = re.compile(r".*(TILE|BLOCK|CHUNK|PAGE|STRIP|WIDTH|AT_ONCE|TOGETHER|MEMORY|FOLD)|height|tile_shape")
 
 
 def tells_items_apart(name: str, problem: Problem) -> bool:

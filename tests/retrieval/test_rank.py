@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from tests.reference import ranks as reference
+from xmodal_kedro.retrieval import one_way
 from xmodal_kedro.retrieval import rank as rank_module
 from xmodal_kedro.retrieval.counts import count_by_passes, count_by_search, count_reaching
 from xmodal_kedro.retrieval.normalise import Setting, normalised
@@ -294,8 +295,8 @@ def test_few_entries_of_later_tiles_are_looked_at(levels, monkeypatch):
     rng = np.random.default_rng(levels)
     dense = rng.integers(0, levels, size=(90, 1500)).astype(np.float32)
     looked_at = []
-    padded = rank_module.by_rows
-    monkeypatch.setattr(rank_module, "by_rows", lambda *given: looked_at.append(len(given[1])) or padded(*given))
+    padded = one_way.by_rows
+    monkeypatch.setattr(one_way, "by_rows", lambda *given: looked_at.append(len(given[1])) or padded(*given))
     found = rank_both(MatrixScores(dense), None, 7, tile=(40, 300))
     for ranking, scores in zip(found, (dense, dense.T), strict=True):
         expected = np.argsort(-scores, axis=1, kind="stable")[:, :7]
@@ -320,7 +321,7 @@ def test_memory_does_not_grow_with_n_times_m(monkeypatch):
     monkeypatch.setattr(
         scores, "tile", lambda q, g, coarse=False: seen.append((coarse, q, g)) or tile(q, g, coarse=coarse)
     )
-    monkeypatch.setattr(rank_module, "_tile_shape", lambda device: (100, 200))
+    monkeypatch.setattr(rank_module, "tile_shape", lambda device: (100, 200))
     rank_both(scores, sparse.eye_array(600, 900, format="csr"), 5)
     assert len(seen) == len(set(map(str, seen)))  # no score twice, but for those that a coarse tile leaves in doubt
     assert len({str(place) for _, *place in seen}) == 6 * 5
@@ -350,7 +351,7 @@ def test_coarse_tiles_cannot_change_a_rank(monkeypatch, doubt):
     scores = EmbeddingScores(queries, gallery)
     exact = scores.pairs(torch.arange(60).repeat_interleave(200), torch.arange(200).repeat(60)).view(60, 200)
     monkeypatch.setattr(rank_module, "DOUBT", doubt)
-    monkeypatch.setattr(rank_module, "CROWDED", 0 if doubt == 1 else 16)
+    monkeypatch.setattr(one_way, "CROWDED", 0 if doubt == 1 else 16)
     forward, backward = rank_both(scores, sparse.csr_array(relevance), 5, tile=(17, 64))
     assert by_query(forward) == reference.relevant_ranks(exact.tolist(), relevance)
     assert by_query(backward) == reference.relevant_ranks(exact.T.tolist(), relevance.T)

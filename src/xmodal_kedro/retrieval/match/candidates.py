@@ -15,8 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xmodal_kedro.retrieval.match.graph import edges_of
-from xmodal_kedro.retrieval.match.tiles import HIDDEN, WIDTH, Forbidden, checked_range, height, slices
+from xmodal_kedro.retrieval.match.tiles import HIDDEN, WIDTH, Forbidden, checked_range, height
 from xmodal_kedro.retrieval.scores import ScoreSource
+from xmodal_kedro.retrieval.tiles import slices
 
 CHUNK = 4096  # rows and columns whose highest scores are gathered before they are sorted out
 BLOCK = 32  # most neighbours of which one is taken

@@ -10,8 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from xmodal_kedro.retrieval.match.graph import Solution
-from xmodal_kedro.retrieval.match.tiles import WIDTH, Forbidden, height, slices
+from xmodal_kedro.retrieval.match.tiles import WIDTH, Forbidden, height
 from xmodal_kedro.retrieval.scores import FP32_ROUNDING, ScoreSource, Tile
+from xmodal_kedro.retrieval.tiles import slices
 
 TOO_MANY = 64  # one in so many entries of a coarse tile in doubt: a fine tile costs less than their exact scores
 AT_ONCE = 1 << 15  # pairs in doubt whose exact scores are computed together

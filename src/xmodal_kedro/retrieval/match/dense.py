@@ -13,9 +13,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from xmodal_kedro.retrieval.match.graph import ROUNDING, Solution, bound_of
-from xmodal_kedro.retrieval.match.tiles import NotFiniteError, Part, slices
+from xmodal_kedro.retrieval.match.tiles import NotFiniteError, Part
 from xmodal_kedro.retrieval.scores import MatrixScores, ScoreSource, Transposed
 from xmodal_kedro.retrieval.scores.linear import LinearForm, linear_form
+from xmodal_kedro.retrieval.tiles import slices
 
 TALL = 256  # rows of the matrix that are computed together
 FEW = 64  # rows whose reduced costs are computed together: they fit the cache

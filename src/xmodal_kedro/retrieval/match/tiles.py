@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from scipy import sparse
 from torch import Tensor
 
 from xmodal_kedro.retrieval.scores import FP32_ROUNDING, ScoreSource, Tile
+from xmodal_kedro.retrieval.tiles import slices
 
 HIDDEN = -1e38  # stands for the score of a forbidden pair; finite, so that its bits can be changed
 WIDTH = 2048
@@ -28,12 +28,6 @@ class NotFiniteError(ValueError):
 def height(device: torch.device) -> int:
     """Rows of a tile that fits the CPU's cache, or that fills a GPU; never above WIDTH."""
     return 512 if device.type == "cpu" else WIDTH
-
-
-def slices(length: int, step: int, start: int = 0) -> Iterator[slice]:
-    """[start, length) in steps."""
-    for begin in range(start, length, step):
-        yield slice(begin, min(begin + step, length))
 
 
 class Forbidden:
