@@ -44,7 +44,7 @@ def test_the_leaderboard_has_a_row_for_everybody_in_order() -> None:
     assert board["split"].tolist() == ["dev"] * 5 + ["val"] * 5
     assert board["images"].tolist() == [10] * 5 + [20] * 5
     names = [*(f"{name}_characters" for name in ("bleu_1", "bleu_4", "rouge_l", "cider_d")), "distinct_captions"]
-    names += ["repetition", "ended", "tokens"]
+    names += ["repetition_characters", "ended", "tokens"]
     assert list(board.columns) == [
         *("split", "captioner", "images"),
         *(column for name in names for column in (name, f"{name}.low", f"{name}.high")),

@@ -64,14 +64,14 @@ def test_the_metric_table_by_hand() -> None:
     table = judged.metrics(EVALUATION)
     assert list(table.columns) == ["split", "metric", "value", "low", "high", "images"]
     assert table["split"].tolist() == ["dev"] * 8 + ["val"] * 8
-    assert table["metric"].tolist() == [*NAMES, "distinct_captions", "repetition", "ended", "tokens"] * 2
+    assert table["metric"].tolist() == [*NAMES, "distinct_captions", "repetition_characters", "ended", "tokens"] * 2
     assert table["images"].tolist() == [2] * 16
     value = table.set_index(["split", "metric"])["value"]
     for split in ("dev", "val"):
         assert [value[split, name] for name in NAMES] == [judged.scores[split][name].value for name in NAMES]
     assert value["dev", "distinct_captions"] == 1.0
     # xyyy yyyy yyyy yyyy yyyy yyyz: of 6 runs of 4, 3 were there before; the other caption repeats nothing
-    assert value["dev", "repetition"] == pytest.approx((3 / 6 + 0) / 2)
+    assert value["dev", "repetition_characters"] == pytest.approx((3 / 6 + 0) / 2)
     assert value["dev", "ended"] == 1.0
     assert value["val", "ended"] == 0.5
     assert value["dev", "tokens"] == 6.5
@@ -172,7 +172,7 @@ def test_metrics_by_embeddings_come_after_the_others() -> None:
 def test_captions_that_need_no_model_have_no_tokens_of_their_own() -> None:
     judged = judge(CAPTIONS[["split", "image_id", "caption"]], TABLE, CAPTIONING)
     metrics = judged.metrics(EVALUATION)
-    assert metrics["metric"].tolist() == [*NAMES, "distinct_captions", "repetition"] * 2
+    assert metrics["metric"].tolist() == [*NAMES, "distinct_captions", "repetition_characters"] * 2
     assert not metrics["value"].map(math.isnan).any()
 
 

@@ -84,7 +84,7 @@ def test_a_checkpoint_comes_out_that_says_what_made_it(job: CaptionJob, caplog: 
     caplog.set_level(logging.INFO)
     history = train_and_write(job)
     assert history["epoch"].tolist() == [0, 1]
-    assert {"dev/cider_d_characters", "dev/distinct_captions", "dev/repetition"} <= set(history.columns)
+    assert {"dev/cider_d_characters", "dev/distinct_captions", "dev/repetition_characters"} <= set(history.columns)
     made_by = read_manifest(job.checkpoint, "captioner", hashes=True)["fingerprints"]
     assert made_by["captions"] == table_fingerprint(job.captions)
     assert made_by["images"] == "f"

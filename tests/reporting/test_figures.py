@@ -39,16 +39,22 @@ def test_training_curves_of_a_captioner_show_scores_and_variety_apart():
     history = pd.DataFrame(
         [
             {"epoch": 0, "phase": "teacher_forcing", "dev/cider_d_characters": 0.1, "dev/distinct_captions": 0.2},
-            {"epoch": 1, "phase": "teacher_forcing", "loss": 2.0, "captions_per_second": 80.0, "dev/repetition": 0.5},
+            {
+                "epoch": 1,
+                "phase": "teacher_forcing",
+                "loss": 2.0,
+                "captions_per_second": 80.0,
+                "dev/repetition_characters": 0.5,
+            },
         ]
     )
     figure = training_curves(history)
     drawn = through_json(figure)["data"]
     axes = {trace["name"]: trace["yaxis"] for trace in drawn}
     assert axes.keys() == {
-        *("loss", "cider_d_characters", "distinct_captions", "repetition", "captions_per_second"),
+        *("loss", "cider_d_characters", "distinct_captions", "repetition_characters", "captions_per_second"),
     }
-    assert axes["distinct_captions"] == axes["repetition"] != axes["cider_d_characters"]
+    assert axes["distinct_captions"] == axes["repetition_characters"] != axes["cider_d_characters"]
     titles = [title.text for title in figure.layout.annotations]
     assert titles == ["loss", "on dev", "variety of captions on dev", "captions per second"]
 

@@ -61,7 +61,7 @@ class DevCaptions:
         return {
             **{name: score.value for name, score in scores.items()},
             "distinct_captions": distinct_captions(texts),
-            "repetition": repetition([cut(text) for text in texts]),
+            self.captioning.named("repetition"): repetition([cut(text) for text in texts]),
         }
 
     def collapsed(self, distinct: float) -> bool:

@@ -20,7 +20,7 @@ from xmodal_kedro.config.ensemble import EvaluationConfig
 log = logging.getLogger(__name__)
 
 JUDGED = ("dev", "val")
-WATCHED = ("repetition", "ended", "tokens")  # means over images that are no merit, and show what went wrong
+TOLD = ("image_id", "caption", "references")  # of a judged image; columns after these show what went wrong
 METRIC_COLUMNS = ["split", "metric", "value", "low", "high", "images"]
 BETWEEN = " | "  # references in a cell
 
@@ -33,8 +33,8 @@ class Judged:
     """Judged captions, by split.
 
     Attributes:
-        captions: A row per judged image: `image_id, caption, references, repetition`, and `ended, tokens` where the
-            captions came with them.
+        captions: A row per judged image: `image_id, caption, references`, `repetition_<tokeniser>`, and `ended, tokens`
+            where the captions came with them.
         scores: By the name of the metric; `each` in the order of the rows.
     """
 
@@ -44,13 +44,14 @@ class Judged:
     def metrics(self, evaluation: EvaluationConfig) -> pd.DataFrame:
         """Columns `split, metric, value, low, high, images`: the scores, and what shows a captioner that fails.
 
-        These are `distinct_captions`, `repetition` (see `diversity`), `ended` (the share of captions that were not cut)
-        and `tokens` (their mean number). Intervals are percentile bootstraps over images, NaN where there is none.
+        These are `distinct_captions`, `repetition_<tokeniser>` (see `diversity`), `ended` (the share of captions that
+        were not cut) and `tokens` (their mean number). Intervals are percentile bootstraps over images, NaN where there
+        is none.
         """
         rows: list[tuple[str, str, float, float, float, int]] = []
         for split, captions in self.captions.items():
             distinct = Scores(distinct_captions(captions["caption"].tolist()), np.array([]), pooled=True)
-            watched = {name: Scores.mean_of(captions[name].to_numpy()) for name in WATCHED if name in captions}
+            watched = {name: Scores.mean_of(captions[name].to_numpy()) for name in captions.columns[len(TOLD) :]}
             for name, scores in {**self.scores[split], "distinct_captions": distinct, **watched}.items():
                 interval = scores.interval(resamples=evaluation.bootstrap, seed=evaluation.seed)
                 rows.append((split, name, scores.value, *interval, len(captions)))
@@ -145,7 +146,7 @@ def _with_references(
         {
             **{"image_id": rows["image_id"], "caption": rows["caption"]},
             "references": [references[image_id] for image_id in rows["image_id"]],
-            "repetition": repetitions([cut(text) for text in rows["caption"]]),
+            captioning.named("repetition"): repetitions([cut(text) for text in rows["caption"]]),
             **{name: rows[name] for name in ("ended", "tokens") if name in rows},
         }
     )

@@ -16,7 +16,7 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0
 """Okabe and Ito's palette: apart for colour-blind eyes, too."""
 
 CURVES = ("dev/t2i.map_at_10", "dev/i2t.map_at_10", "dev/t2i.recall_at_1", "dev/t2i.recall_at_10")
-VARIETY = ("dev/distinct_captions", "dev/repetition")  # shares, which the scores of captions would flatten
+VARIETY = ("dev/distinct_captions", "dev/repetition_")  # shares, which the scores of captions would flatten
 
 
 def training_curves(history: pd.DataFrame) -> go.Figure:
@@ -31,11 +31,11 @@ def training_curves(history: pd.DataFrame) -> go.Figure:
     """
     if "epoch" not in history.columns:
         raise ValueError(f"a training history needs a column 'epoch'; it has {', '.join(map(str, history.columns))}.")
-    of_dev = [name for name in history.columns if name.startswith("dev/") and name not in VARIETY]
+    of_dev = [name for name in history.columns if name.startswith("dev/") and not name.startswith(VARIETY)]
     panels = {
         "loss": ["loss"],
         "on dev": [name for name in CURVES if name in of_dev] or of_dev[: len(COLORS)],
-        "variety of captions on dev": list(VARIETY),
+        "variety of captions on dev": [name for name in history.columns if name.startswith(VARIETY)],
         "learning rate": ["lr"],
         "pairs per second": ["pairs_per_second"],
         "captions per second": ["captions_per_second"],
