@@ -29,7 +29,7 @@ from transformers import (
 
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.models.transform import ImageTransform
-from xmodal_kedro.models.weights import MissingWeightsError, Published
+from xmodal_kedro.models.weights import MissingWeightsError, Published, library_errors
 
 _BETWEEN_CHINESE = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef]) (?=[\u3000-\u9fff\uff00-\uffef])")
 
@@ -261,13 +261,12 @@ def load_captioner(directory: Path) -> TransformersCaptioner:
 
 def _opened(directory: Path, library: Any, **options: Any) -> Any:
     """What a class of transformers makes of a directory."""
-    try:
-        return library.from_pretrained(directory, local_files_only=True, **options)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # there is no end to what libraries raise at files that they do not expect
-        what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-        raise BrokenArtifactError(
+
+    def broken(what: str) -> BrokenArtifactError:
+        return BrokenArtifactError(
             f"captioner: {directory.absolute()} holds no captioning model that transformers can open ({what}). Put the "
             "whole files of one model there"
-        ) from error
+        )
+
+    with library_errors(broken):
+        return library.from_pretrained(directory, local_files_only=True, **options)

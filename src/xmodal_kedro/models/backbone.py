@@ -30,7 +30,7 @@ from xmodal_kedro.losses.soft_target import soft_target_loss
 from xmodal_kedro.models.lora import merged_state
 from xmodal_kedro.models.published import PublishedWeightsError
 from xmodal_kedro.models.transform import ImageTransform
-from xmodal_kedro.models.weights import MissingWeightsError, Published, find_weights
+from xmodal_kedro.models.weights import MissingWeightsError, Published, find_weights, library_errors
 
 MAX_LOGIT_SCALE = math.log(100)  # as CLIP clamps it: beyond, the softmax is one-hot and training unstable
 WEIGHTS = "weights.safetensors"  # of a checkpoint directory, whatever the library calls its own file
@@ -166,22 +166,19 @@ class Backbone(nn.Module, Published, ABC):
                 of another model.
         """
         directory = find_weights(str(weights), cls)
-        try:
+
+        def broken(what: str) -> BrokenArtifactError:
+            return BrokenArtifactError(
+                f"backbone.weights: {directory.absolute()} holds no model that '{cls.name}' can open ({what}). Put the "
+                f"whole files of one model of this family there, or correct backbone.name. Wanted: {cls.wanted()}"
+            )
+
+        with library_errors(broken, ArchitectureError, BrokenArtifactError, MissingWeightsError, PublishedWeightsError):
             if not (directory / WEIGHTS).is_file():
                 return cls.from_library(directory, weights=True)
             backbone = cls.from_library(directory, weights=False)
             backbone.load_weights(directory / WEIGHTS)
-        except (ArchitectureError, BrokenArtifactError, MissingWeightsError, PublishedWeightsError):
-            raise
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # there is no end to what libraries raise at files that they do not expect
-            what = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-            raise BrokenArtifactError(
-                f"backbone.weights: {directory.absolute()} holds no model that '{cls.name}' can open ({what}). Put the "
-                f"whole files of one model of this family there, or correct backbone.name. Wanted: {cls.wanted()}"
-            ) from error
-        return backbone
+            return backbone
 
     @classmethod
     def refusal(cls, config: TrainConfig) -> str | None:

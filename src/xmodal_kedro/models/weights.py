@@ -1,12 +1,17 @@
-"""Where the files of a pretrained model lie: in a directory, or on the hub, of which only what is wanted is fetched."""
+"""Where the files of a pretrained model lie: in a directory, or on the hub, of which only what is wanted is fetched.
+
+Also what becomes of the errors that libraries raise at files, or sizes, of which they can make no model.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
@@ -18,6 +23,23 @@ SETTINGS = ("*.json", "vocab.txt", "merges.txt", "*.model")  # what a library ma
 
 class MissingWeightsError(FileNotFoundError):
     """The files of a pretrained model are not there; the message says which ones are wanted where."""
+
+
+@contextmanager
+def library_errors(ours: Callable[[str], Exception], *known: type[Exception]) -> Iterator[None]:
+    """Turn whatever a library raises into one error of ours; too little memory stays what it is.
+
+    Args:
+        ours: Makes it of the kind of the library's error and the first line of what it says.
+        known: Errors that say enough already; they stay what they are.
+    """
+    kept: tuple[type[Exception], ...] = (MemoryError, torch.OutOfMemoryError, *known)
+    try:
+        yield
+    except kept:
+        raise
+    except Exception as error:  # there is no end to what libraries raise at what they do not expect
+        raise ours(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}") from error
 
 
 class Published:
