@@ -6,12 +6,8 @@ context, which costs a multiple of the time on short captions.
 
 from __future__ import annotations
 
-import difflib
 import json
-import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -25,7 +21,6 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import text_global_pool
-from safetensors import SafetensorError
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,11 +28,19 @@ from transformers import AutoConfig, AutoTokenizer
 
 from xmodal_kedro.config.weights import weights_source
 from xmodal_kedro.models.backbone import WEIGHTS, ArchitectureError, Backbone, Tokens, Tower, register, seeded
-from xmodal_kedro.models.published import PublishedWeightsError, converted, read_published
+from xmodal_kedro.models.open_clip_files import (
+    CONFIG,
+    SUFFIXES,
+    describes_text_tower,
+    load_weights,
+    missing_text_tower,
+    model_config,
+    quiet,
+    weight_files,
+    without_config,
+    write_settings,
+)
 from xmodal_kedro.models.weights import MissingWeightsError, where_to_put
-
-CONFIG = "open_clip_config.json"
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 @register("open_clip")
@@ -165,7 +168,7 @@ class OpenClip(Backbone):
     @classmethod
     def from_config(cls, architecture: Mapping[str, object], seed: int, texts: Sequence[str] = ()) -> Self:
         """Build a model with random weights; `texts` are not needed, open_clip ships its vocabulary."""
-        return cls._random({"model_cfg": _model_config(architecture), "preprocess_cfg": {}}, seed)
+        return cls._random({"model_cfg": model_config(architecture), "preprocess_cfg": {}}, seed)
 
     @classmethod
     def from_pretrained(cls, weights: str | Path) -> Self:
@@ -178,14 +181,14 @@ class OpenClip(Backbone):
         if source.kind == "tag":
             return cls._from_tag(source.model, source.tag)
         if source.kind == "file":
-            raise MissingWeightsError(f"backbone.weights: {_without_config(source.path)}")
+            raise MissingWeightsError(f"backbone.weights: {without_config(source.path)}")
         return super().from_pretrained(weights)
 
     @classmethod
     def missing_files(cls, directory: Path) -> str | None:
         """As every family; weights without a config may also be named by `architecture`."""
-        if not (directory / CONFIG).is_file() and _weight_files(directory):
-            return _without_config(directory)
+        if not (directory / CONFIG).is_file() and weight_files(directory):
+            return without_config(directory)
         return super().missing_files(directory)
 
     @classmethod
@@ -205,20 +208,20 @@ class OpenClip(Backbone):
             raise ArchitectureError(
                 f"backbone.weights: '{weights}' brings its own architecture; set backbone.architecture to null"
             )
-        files = [source.path] if source.kind == "file" else _weight_files(source.path)
+        files = [source.path] if source.kind == "file" else weight_files(source.path)
         if len(files) != 1:
             raise MissingWeightsError(
                 f"backbone.weights: one weight file (*{', *'.join(SUFFIXES)}) is wanted in {source.path.absolute()}, "
                 f"there are {len(files)}. Give the path of the file itself"
             )
         backbone = cls.from_config(architecture, seed=0)
-        backbone._load(files[0])
+        load_weights(backbone.model, files[0])
         return backbone
 
     @classmethod
     def _from_tag(cls, name: str, tag: str) -> Self:
         """As open_clip's `create_model(name, pretrained=tag)`."""
-        config = _model_config({"model_name": name})
+        config = model_config({"model_name": name})
         published: Any = open_clip.get_pretrained_cfg(name, tag)
         if not published:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
@@ -237,14 +240,14 @@ class OpenClip(Backbone):
             key: published[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in published
         }
         backbone = cls._random({"model_cfg": config, "preprocess_cfg": preprocess}, seed=0)
-        backbone._load(Path(file))
+        load_weights(backbone.model, Path(file))
         return backbone
 
     @classmethod
     def _random(cls, settings: Mapping[str, Any], seed: int) -> Self:
         with TemporaryDirectory() as folder:
             directory = Path(folder)
-            _write_settings(directory, settings)
+            write_settings(directory, settings)
             text = settings["model_cfg"]["text_cfg"]
             try:
                 if "hf_model_name" in text:
@@ -252,7 +255,7 @@ class OpenClip(Backbone):
                 if "hf_tokenizer_name" in text:
                     AutoTokenizer.from_pretrained(text["hf_tokenizer_name"]).save_pretrained(directory)
             except OSError as error:
-                raise MissingWeightsError(_missing_text_tower(text)) from error
+                raise MissingWeightsError(missing_text_tower(text)) from error
             try:
                 with seeded(seed):
                     return cls.from_library(directory, weights=False)
@@ -267,40 +270,26 @@ class OpenClip(Backbone):
         overrides = {}
         if "hf_model_name" in text:
             # The files of a transformers text tower lie in the directory too, unless it was published without them.
-            tower = str(directory) if _describes_text_tower(directory) else text["hf_model_name"]
+            tower = str(directory) if describes_text_tower(directory) else text["hf_model_name"]
             overrides = {"text_cfg": {**text, "hf_model_name": tower, "hf_model_pretrained": False}}
-        with _quiet():
+        with quiet():
             try:
                 model = open_clip.create_model(
                     f"local-dir:{directory}", load_weights=False, device=torch.get_default_device(), **overrides
                 )
                 tokenizer = open_clip.get_tokenizer(f"local-dir:{directory}")
             except OSError as error:
-                raise MissingWeightsError(_missing_text_tower(text)) from error
+                raise MissingWeightsError(missing_text_tower(text)) from error
         backbone = cls(model, tokenizer, settings)
         if weights:
-            backbone._load(next(file for name in cls.library_files[-1] if (file := directory / name).is_file()))
+            file = next(file for name in cls.library_files[-1] if (file := directory / name).is_file())
+            load_weights(backbone.model, file)
         return backbone
-
-    def _load(self, file: Path) -> None:
-        """Fill the model through open_clip's loader, which also knows the names of other codes."""
-        if file.suffix != ".safetensors" and os.access(file.parent, os.W_OK):
-            file = converted(file, lambda name: name)
-        elif file.suffix != ".safetensors":
-            read_published(file)  # open_clip itself would open any pickle where this one needs it
-        try:
-            open_clip.load_checkpoint(self.model, str(file))
-        except torch.OutOfMemoryError:  # a RuntimeError, too
-            raise
-        except SafetensorError as error:
-            raise PublishedWeightsError(f"{file} is cut short or no safetensors file. Copy it again.") from error
-        except (RuntimeError, KeyError) as error:
-            raise ArchitectureError(f"backbone.weights: {file} does not fit this architecture: {error}") from error
 
     def save_settings(self, directory: Path) -> None:
         """Write `open_clip_config.json`, and the files of a transformers text tower and tokenizer."""
         preprocess = {**self.settings["preprocess_cfg"], "mean": self.mean, "std": self.std}
-        _write_settings(directory, {"model_cfg": self.settings["model_cfg"], "preprocess_cfg": preprocess})
+        write_settings(directory, {"model_cfg": self.settings["model_cfg"], "preprocess_cfg": preprocess})
         if self._hf:
             self._text.config.save_pretrained(directory)
         if isinstance(self.tokenizer, HFTokenizer):
@@ -348,67 +337,3 @@ class OpenClip(Backbone):
 
 def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
     return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
-
-
-def _model_config(architecture: Mapping[str, object]) -> dict[str, Any]:
-    config = dict(architecture)
-    if "model_name" in config:
-        name = str(config.pop("model_name"))
-        known: dict[str, Any] | None = open_clip.get_model_config(name)
-        if config:
-            raise ArchitectureError(f"backbone.architecture.model_name stands alone, so {sorted(config)} must go")
-        if known is None:
-            close = ", ".join(difflib.get_close_matches(name, open_clip.list_models(), 3))
-            raise ArchitectureError(f"backbone: open_clip has no '{name}'; similar are {close or 'none'}")
-        return known
-    if missing := {"embed_dim", "vision_cfg", "text_cfg"} - config.keys():
-        raise ArchitectureError(f"backbone.architecture of open_clip wants model_name, or also {sorted(missing)}")
-    return config
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    """Weight files of a directory, without what they were converted to."""
-    if not directory.is_dir():
-        return []
-    files = [file for file in sorted(directory.iterdir()) if file.suffix in SUFFIXES and file.is_file()]
-    return [file for file in files if file.with_suffix("") not in files]
-
-
-def _without_config(weights: Path) -> str:
-    return (
-        f"{weights.absolute()} comes without {CONFIG}. Put that file beside the weights and give their directory, or "
-        "say in backbone.architecture which one of open_clip's configs it is: {model_name: ViT-H-14}"
-    )
-
-
-def _describes_text_tower(directory: Path) -> bool:
-    """Whether config.json is that of the text tower: some published directories have one of a whole CLIP there."""
-    file = directory / "config.json"
-    return file.is_file() and json.loads(file.read_text()).get("model_type") in arch_dict
-
-
-def _missing_text_tower(text: Mapping[str, Any]) -> str:
-    return (
-        f"backbone: the text tower is a '{text.get('hf_model_name')}' of transformers, and its config or tokenizer "
-        "cannot be had. Put its config.json and tokenizer files (tokenizer.json, tokenizer_config.json, or "
-        f"sentencepiece.bpe.model) beside {CONFIG} and set backbone.weights to that directory"
-    )
-
-
-def _write_settings(directory: Path, settings: Mapping[str, Any]) -> None:
-    (directory / CONFIG).write_text(json.dumps(settings, indent=2))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep open_clip from warning, in the root logger, about random weights and about the name of our weight file."""
-
-    def is_foreign(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR or "open_clip" not in record.pathname
-
-    root = logging.getLogger()
-    root.addFilter(is_foreign)
-    try:
-        yield
-    finally:
-        root.removeFilter(is_foreign)
