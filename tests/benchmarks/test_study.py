@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from benchmarks import study
+from benchmarks import study, study_page
 from xmodal_kedro.retrieval.embeddings import Embeddings
 from xmodal_kedro.retrieval.ensemble import Member
 from xmodal_kedro.retrieval.slices import Slice
@@ -67,7 +67,7 @@ def test_every_registered_step_is_studied(bench, monkeypatch):
         facts = next(iter(row["metrics"].values()))
         assert ("gain" in facts) == (row["name"] not in ("none", "best of each"))
         assert facts["low"] <= facts["value"] <= facts["high"]
-    page = study.table(
+    page = study_page.table(
         "tiny", json.loads(json.dumps({"metrics": ["recall_at_1"], "sizes": {"dev": (24, 24)}, "rows": rows}))
     )
     assert page.count("\n|") >= len(rows)
@@ -97,11 +97,11 @@ def test_dev_decides_and_the_first_of_equals_wins(bench, monkeypatch):
 
 def test_cells_say_what_is_sure():
     facts = {"value": 0.1, "low": 0.08, "high": 0.12, "gain": 0.02, "gain_low": 0.001, "gain_high": 0.04, "p": 0.03}
-    assert study.shown(facts) == "10.0 [8.0, 12.0]"
-    assert study.gain(facts) == "**+2.0 [+0.1, +4.0]** p 0.030"
-    assert study.gain(facts | {"gain_low": -0.01}) == "+2.0 [-1.0, +4.0] p 0.030"
-    assert study.gain({"value": 0.1}) == ""
-    assert [study.label(name) for name in ("map_at_10", "recall_at_1", "matching_accuracy")] == [
+    assert study_page.shown(facts) == "10.0 [8.0, 12.0]"
+    assert study_page.gain(facts) == "**+2.0 [+0.1, +4.0]** p 0.030"
+    assert study_page.gain(facts | {"gain_low": -0.01}) == "+2.0 [-1.0, +4.0] p 0.030"
+    assert study_page.gain({"value": 0.1}) == ""
+    assert [study_page.label(name) for name in ("map_at_10", "recall_at_1", "matching_accuracy")] == [
         "mAP@10",
         "R@1",
         "matching accuracy",
