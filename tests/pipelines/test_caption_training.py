@@ -118,8 +118,42 @@ def test_what_is_written_is_what_was_judged(job: CaptionJob, place: Path) -> Non
     assert history["dev/distinct_captions"].iloc[-1] == len(set(written.values())) / 5
 
 
-def test_a_training_goes_on_where_it_was(job: CaptionJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    job = replace(job, captioner=captioner(keep="last", epochs=2))
+@pytest.fixture(scope="module")
+def checkpointing(place: Path) -> Path:
+    """The same member, but for the activations that its training computes again."""
+    member = small_member("res2net_gpt")
+    member = member.model_copy(update={"backbone": member.backbone.model_copy(update={"grad_checkpointing": True})})
+    write_checkpoint(place / "checkpointing", small_backbone("res2net_gpt"), member, {}, {})
+    return place / "checkpointing"
+
+
+def test_a_member_that_computes_activations_again_has_captioners_that_do_and_are_the_same_to_the_bit(
+    job: CaptionJob, checkpointing: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Weights, statistics of batch norms and all that is judged by them."""
+    begun = []
+
+    def spied(*given: Any, **named: Any) -> Any:
+        begun.append(begin_captioner(*given, **named))
+        return begun[-1]
+
+    monkeypatch.setattr(training, "begin_captioner", spied)
+    found = []
+    for member in (job.member, checkpointing):
+        directory = tmp_path / f"of_{member.name}"
+        history = train_and_write(replace(job, member=member, checkpoint=directory, captioner=captioner(keep="last")))
+        found.append((history.drop(columns="captions_per_second"), read_manifest(directory)["fingerprints"]["weights"]))
+    pd.testing.assert_frame_equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+    assert [one.captioner.image_encoder.trunk.grad_checkpointing for one in begun] == [False, True]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["activations_kept", "activations_computed_again"])
+def test_a_training_goes_on_where_it_was(
+    job: CaptionJob, checkpointing: Path, again: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    member = checkpointing if again else job.member
+    job = replace(job, captioner=captioner(keep="last", epochs=2), member=member)
     whole = train_and_write(replace(job, checkpoint=tmp_path / "whole", states=tmp_path / "other"))
 
     def full(*_: Any) -> None:
@@ -129,9 +163,9 @@ def test_a_training_goes_on_where_it_was(job: CaptionJob, monkeypatch: pytest.Mo
         patch.setattr(training, "write_captioner", full)
         with pytest.raises(OSError, match="no space left"):
             train_and_write(job)
-    again = train_and_write(job)
+    resumed = train_and_write(job)
     timed = "captions_per_second"
-    pd.testing.assert_frame_equal(again.drop(columns=timed), whole.drop(columns=timed))
+    pd.testing.assert_frame_equal(resumed.drop(columns=timed), whole.drop(columns=timed))
     weights = [read_manifest(one)["fingerprints"]["weights"] for one in (job.checkpoint, tmp_path / "whole")]
     assert weights[0] == weights[1]
 

@@ -78,7 +78,9 @@ class PackedCaptioner:
         return self.train(False)
 
 
-def begin_captioner(backbone: Backbone, config: CaptionerConfig) -> PackedCaptioner:
+def begin_captioner(
+    backbone: Backbone, config: CaptionerConfig, *, grad_checkpointing: bool = False
+) -> PackedCaptioner:
     """Make a captioner of a member's model, ready to train.
 
     What was frozen for the member is not for its captioner: all parts train that write captions, but for the image
@@ -87,11 +89,14 @@ def begin_captioner(backbone: Backbone, config: CaptionerConfig) -> PackedCaptio
     Args:
         backbone: Of the member, loaded; the captioner takes its parts, and trains them.
         config: Its `mean` and `std`, where they are set, become the backbone's.
+        grad_checkpointing: As of the member: activations of the image encoder are computed again in backward.
 
     Raises:
-        ValueError: Models of this family do not write captions.
+        ValueError: Models of this family do not write captions, or this one cannot do `grad_checkpointing`.
     """
     captioner = _writer(backbone, f"{config.name}.member: '{config.member}'")
+    if grad_checkpointing:
+        backbone.set_grad_checkpointing()
     backbone.mean, backbone.std = tuple(config.mean or backbone.mean), tuple(config.std or backbone.std)
     backbone.requires_grad_(False)
     captioner.requires_grad_(True)

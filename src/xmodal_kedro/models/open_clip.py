@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from xmodal_kedro.config.weights import weights_source
 from xmodal_kedro.models.backbone import WEIGHTS, ArchitectureError, Backbone, Tokens, Tower, register, seeded
+from xmodal_kedro.models.batch_norm import count_once
 from xmodal_kedro.models.open_clip_files import (
     CONFIG,
     SUFFIXES,
@@ -140,6 +141,7 @@ class OpenClip(Backbone):
                 visual.trunk.set_grad_checkpointing(True)
             except (AssertionError, NotImplementedError, AttributeError) as error:  # open_clip logs it and goes on
                 raise ValueError(f"backbone.grad_checkpointing: this timm tower cannot do it ({error})") from error
+            count_once(visual.trunk)
         visual.set_grad_checkpointing(True)
         if self._hf:
             self._text.transformer.activation_checkpointing_enable()

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from xmodal_kedro.config.frozen import Frozen
 from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.models.backbone import WEIGHTS, ArchitectureError, Backbone, Tokens, Tower, register, seeded
+from xmodal_kedro.models.batch_norm import count_once
 from xmodal_kedro.models.captioner import Captioner
 from xmodal_kedro.models.characters import Characters
 from xmodal_kedro.models.gpt import GPT, GPTSizes
@@ -183,6 +184,7 @@ class Res2NetGPT(Backbone):
             raise ValueError(
                 f"backbone.grad_checkpointing: timm cannot do it for {self.settings.image} ({error}); set it to false"
             ) from error
+        count_once(model.image.trunk)
 
     def layer_groups(self, tower: Tower) -> list[list[nn.Parameter]]:
         """Parameters of a tower: timm's groups of the image model; embeddings and blocks of the GPT; its projection."""
@@ -205,6 +207,8 @@ class Res2NetGPT(Backbone):
     def from_config(cls, architecture: Mapping[str, object], seed: int, texts: Sequence[str] = ()) -> Self:
         """Build a model with random weights but for those that `architecture` names, and its vocabulary.
 
+        On the meta device, which holds no numbers, weights of parts are neither looked for nor read.
+
         Raises:
             ArchitectureError: Naming the key.
             MissingWeightsError, BrokenArtifactError, PublishedWeightsError: Weights that it names are not there, or not
@@ -218,13 +222,16 @@ class Res2NetGPT(Backbone):
                 "backbone.architecture.vocabulary: text_weights brings its own vocabulary, for other ids would mean "
                 "other characters to it; set vocabulary to null"
             )
-        text_files = None if given.text_weights is None else _found(given.text_weights, "text_weights", GPTFiles)
+        filled = torch.get_default_device().type != "meta"
+        text_files = None
+        if given.text_weights is not None and filled:
+            text_files = _found(given.text_weights, "text_weights", GPTFiles)
         characters = _characters(given, text_files, texts, gpt.vocab_size)
         shape = {name: getattr(given, name) for name in Shape.model_fields}
         settings = Settings(**shape, text_config=gpt.model_copy(update={"vocab_size": len(characters)}))
         with seeded(seed):
             model = Res2NetGPTModel(settings, given.temperature)
-        if given.image_weights is not None:
+        if given.image_weights is not None and filled:
             _fill_image(model.image.trunk, _tensors(_found(given.image_weights, "image_weights", ImageFiles)))
         if text_files is not None:
             _fill_text(model.text, _tensors(text_files))

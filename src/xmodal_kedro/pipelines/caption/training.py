@@ -57,7 +57,7 @@ def train_and_write(job: CaptionJob) -> DataFrame:
     # As the member's were cleaned: its vocabulary has no characters but theirs.
     rows = train_rows(cleaned(job.captions, member.member.train.clean_text))
     examples = DataFrame({"text": rows["text"].to_numpy(), "image_row": images.rows(rows["image_id"].tolist())})
-    captioner = begin_captioner(member.backbone, config)
+    captioner = begin_captioner(member.backbone, config, grad_checkpointing=member.member.backbone.grad_checkpointing)
     made_by = {
         "captions": table_fingerprint(job.captions),
         "images": images.fingerprint,
