@@ -18,6 +18,7 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.numpy import save_file
 
+from tests.models.small import SMALL
 from xmodal_kedro.config.data import Columns, DataConfig, ImagesConfig, Source
 from xmodal_kedro.config.ensemble import RuntimeConfig
 from xmodal_kedro.config.member import BackboneConfig, MemberConfig, TrainConfig
@@ -27,9 +28,8 @@ IMAGES = ImagesConfig(size=32, workers=1)
 
 
 def member(weights: str | None) -> MemberConfig:
-    return MemberConfig(
-        backbone=BackboneConfig(name="open_clip", weights=weights), train=TrainConfig(epochs=1, batch_size=2, lr=1e-4)
-    )
+    backbone = BackboneConfig(name="open_clip", weights=weights) if weights else SMALL["open_clip"]
+    return MemberConfig(backbone=backbone, train=TrainConfig(epochs=1, batch_size=2, lr=1e-4))
 
 
 def checked(project: Path, data: DataConfig | None = None, drawn: Path | None = None, **options: object) -> Report:
@@ -244,7 +244,8 @@ def test_a_cached_model_that_is_not_whole_is_completed_or_named(project, monkeyp
 )
 def test_what_a_family_cannot_do_is_said_before_any_member_trains(project, family, train, reason):
     settings = TrainConfig.model_validate({"epochs": 1, "batch_size": 2, "lr": 1e-4, **train})
-    last = MemberConfig(backbone=BackboneConfig(name=family, architecture={}), train=settings)
+    backbone = SMALL.get(family, BackboneConfig(name=family, architecture={}))
+    last = MemberConfig(backbone=backbone, train=settings)
     (problem,) = checked(project, members={"first": member("weights/clip"), "last": last}).problems
     assert problem.startswith(f"last: {reason}")
 

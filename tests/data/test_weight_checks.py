@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
+from tests.models.small import SMALL
 from xmodal_kedro.captioning.decode import decode
 from xmodal_kedro.config.captioning import CaptionerConfig, CaptioningConfig, CaptionTrainConfig
 from xmodal_kedro.config.data import ImagesConfig
@@ -28,6 +29,7 @@ from xmodal_kedro.models.characters import Characters
 from xmodal_kedro.models.gpt import GPT, GPTSizes
 from xmodal_kedro.pipelines.caption.pipeline import create_pipeline
 from xmodal_kedro.pipelines.predict.pipeline import create_pipeline as predict_pipeline
+from xmodal_kedro.pipelines.train.pipeline import create_pipeline as train_pipeline
 
 IMAGES = ImagesConfig(size=32)
 CAPTIONING = CaptioningConfig()
@@ -52,14 +54,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for file in ("image/model.safetensors", "gpt/model.safetensors", *(f"blip/{name}" for name in CAPTIONER_FILES)):
         (project / "raw" / file).parent.mkdir(parents=True, exist_ok=True)
         save_file({"a": np.zeros(4, np.float32)}, project / "raw" / file)
-    for file in ("raw/gpt/vocab.json", "raw/words.json", "raw/blip/config.json"):
+    for file in ("raw/gpt/vocab.json", "raw/blip/config.json"):
         (project / file).write_text("{}")
+    Characters.learn(["甲乙"]).write(project / "raw/words.json")
     return project
 
 
 def parts(project: Path, **architecture: object) -> list[str]:
     report = Report()
-    assert check_member("gpt", member("res2net_gpt", **architecture), IMAGES, project, report) == 0
+    whole = member("res2net_gpt", **{**(SMALL["res2net_gpt"].architecture or {}), **architecture})
+    assert check_member("gpt", whole, IMAGES, project, report) == 0
     return report.problems
 
 
@@ -110,32 +114,47 @@ def test_a_part_that_was_cut_short_is_named(project: Path, named: str) -> None:
     assert problem.startswith(f"gpt.backbone.architecture.image_weights: {file} is cut short")
 
 
-def test_a_key_of_another_family_is_no_path(project: Path) -> None:
-    report = Report()
-    check_member("clip", member("chinese_clip", vocabulary="nowhere.json"), IMAGES, project, report)
+@pytest.mark.parametrize(
+    ("name", "section"), [("res2net_gpt", ""), ("open_clip", "vision_cfg"), ("blip", "vision_config")]
+)
+def test_images_that_are_packed_too_small_for_random_weights_are_named(project: Path, name: str, section: str) -> None:
+    architecture = SMALL[name].architecture or {}
+    key = f"{section}.image_size".removeprefix(".")
+    for size, problems in [
+        (
+            31,
+            [
+                f"small.backbone.architecture.{key}: this model wants images of 32 px, images.size is 31, and images "
+                "are not scaled up. Set images.size to at least 32."
+            ],
+        ),
+        (32, []),
+        (73, []),
+    ]:
+        check_member("small", member(name, **architecture), ImagesConfig(size=size), project, report := Report())
+        assert report == Report(problems)
+
+
+@pytest.mark.parametrize(("name", "size"), [("blip", 384), ("open_clip", 240)])
+def test_so_are_those_whose_size_the_config_does_not_say(project: Path, name: str, size: int) -> None:
+    whole = member(name, **({"model_name": "ViT-B-16-plus-240"} if name == "open_clip" else {}))
+    check_member("small", whole, ImagesConfig(size=size - 1), project, report := Report())
+    assert report.problems == [
+        f"small.backbone.architecture: this model wants images of {size} px, images.size is {size - 1}, and images are "
+        f"not scaled up. Set images.size to at least {size}."
+    ]
+    check_member("small", whole, ImagesConfig(size=size), project, report := Report())
     assert report == Report()
 
 
-@pytest.mark.parametrize(
-    ("family", "sizes", "key"),
-    [
-        ("res2net_gpt", {"image_size": 33}, "image_size"),
-        ("open_clip", {"vision_cfg": {"image_size": 33}}, "vision_cfg.image_size"),
-        ("chinese_clip", {"vision_config": {"image_size": 33}}, "vision_config.image_size"),
-    ],
-)
-def test_images_that_are_packed_too_small_for_random_weights_are_named(
-    project: Path, family: str, sizes: dict[str, Any], key: str
-) -> None:
-    report = Report()
-    check_member("small", member(family, **sizes), IMAGES, project, report)
-    assert report.problems == [
-        f"small.backbone.architecture.{key}: this model wants images of 33 px, images.size is 32, and images are not "
-        "scaled up. Set images.size to at least 33."
+def test_a_missing_file_is_said_once_and_with_all_else_that_is_wrong(project: Path) -> None:
+    problems = parts(project, vocabulary="raw/word.json", image_weights="raw/imag", text_confg={})
+    assert [problem.partition(" ")[0] for problem in problems] == [
+        "gpt.backbone.architecture.image_weights:",
+        "gpt.backbone.architecture.vocabulary:",
+        "gpt.backbone.architecture",
     ]
-    for size in (33, 73):
-        check_member("small", member(family, **sizes), ImagesConfig(size=size), project, still := Report())
-        assert still == Report()
+    assert "text_confg: Extra inputs" in problems[-1]
 
 
 # --- captioners
@@ -252,6 +271,28 @@ def test_a_run_checks_how_captions_are_judged_but_not_where_none_is_judged(proje
         begin_run(project, recipe(**blip), create_pipeline({"blip": blip["blip"]}))
     new = predict_pipeline([], captioners={"blip": blip["blip"]}, ranking=False)
     begin_run(project, recipe(**blip), new.only_nodes("caption_new_data", "write_new_captions"))
+
+
+def test_a_run_tries_the_models_that_it_trains_and_says_all_at_once(project: Path) -> None:
+    faults = {"first": {"vision_cfg": {"widht": 8}}, "second": {"text_cfg": {"heads": 3}}, "third": {}}
+    architecture = SMALL["open_clip"].architecture or {}
+    members = {
+        name: {
+            "backbone": {
+                "name": "open_clip",
+                "architecture": {**architecture, **{k: architecture[k] | v for k, v in fault.items()}},
+            },
+            "train": TRAIN,
+        }
+        for name, fault in faults.items()
+    }
+    whole = recipe(member_names=["small", *members], **members)
+    with pytest.raises(click.ClickException) as failure:
+        begin_run(project, whole, train_pipeline("first") + train_pipeline("second") + train_pipeline("third"))
+    assert failure.value.message.count("\n- ") == 2
+    assert "\n- first.backbone.architecture is no model config of open_clip: CLIPVision" in failure.value.message
+    assert "\n- second.backbone.architecture is no model config of open_clip: embed_dim" in failure.value.message
+    begin_run(project, whole, train_pipeline("third"))
 
 
 def test_a_run_without_captions_asks_for_no_captioner(project: Path) -> None:

@@ -1,7 +1,7 @@
 """Before the first long node: is everything there that the run will need? All that is missing is said at once.
 
-So is what the family of a member cannot do, for that member may be the last one to be built. Nothing is decoded, loaded
-or downloaded; a check takes milliseconds to a few seconds for huge image folders.
+So is what the family of a member cannot do or build, for that member may be the last one. Nothing is decoded, loaded or
+downloaded; a check takes milliseconds, about a second for a model with random weights, a few for huge image folders.
 """
 
 from __future__ import annotations

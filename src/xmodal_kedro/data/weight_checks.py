@@ -1,6 +1,6 @@
 """Before the first node: are the weights there that members and captioners begin with, and can their families use them?
 
-Nothing is loaded or downloaded; of weights only headers are read.
+Nothing is loaded or downloaded; of weights only headers are read. Members without weights are built, of shapes alone.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from xmodal_kedro.config.captioning import CaptionerConfig, CaptioningConfig
 from xmodal_kedro.config.data import ImagesConfig
 from xmodal_kedro.config.member import BackboneConfig, MemberConfig
 from xmodal_kedro.config.weights import WeightsSource, unsupported, weights_source
+from xmodal_kedro.data.architecture_checks import check_architecture
 from xmodal_kedro.data.findings import Report, is_lfs_pointer, nearest
 
 if TYPE_CHECKING:
@@ -51,14 +52,22 @@ def _check_weights(
     name: str, member: MemberConfig, kind: type[Backbone], images: ImagesConfig, project: Path, report: Report
 ) -> int:
     weights = member.backbone.weights
+    said = False
     for section in ((), ("vision_cfg",), ("vision_config",)):  # where families say it
         key = ".".join((f"{name}.backbone.architecture", *section, "image_size"))
-        _check_image_size(key, member.backbone.architecture, section, images, report)
+        said |= _check_image_size(key, member.backbone.architecture, section, images, report)
     if weights is None:
+        refused = set()
         for part, files in kind.architecture_files.items():
             named_file = (member.backbone.architecture or {}).get(part)
             if isinstance(named_file, str):
+                before = len(report.problems)
                 _check_named(f"{name}.backbone.architecture.{part}", named_file, files, project, report)
+                if len(report.problems) > before:
+                    refused.add(part)
+        side = check_architecture(name, member.backbone, project, refused, report)
+        if not said:
+            _check_image_size(f"{name}.backbone.architecture", {"image_size": side}, (), images, report)
         return 0
     key = f"{name}.backbone.weights"
     family, named = member.backbone.name, member.backbone.architecture is not None
@@ -183,19 +192,20 @@ def _json(file: Path) -> Any:
         return None
 
 
-def _check_image_size(key: str, config: Any, parts: Sequence[str], images: ImagesConfig, report: Report) -> None:
-    """Only where a config says the size in its section: what it does not say, building the model does."""
+def _check_image_size(key: str, config: Any, parts: Sequence[str], images: ImagesConfig, report: Report) -> bool:
+    """Whether a config says the size in its section, where alone it is checked."""
     found = config
     try:
         for part in (*parts, "image_size"):
             found = found[part]
     except (KeyError, TypeError):
-        return
+        return False
     if isinstance(found, int) and found > images.size:
         report.problems.append(
             f"{key}: this model wants images of {found} px, images.size is {images.size}, and images are not scaled "
             f"up. Set images.size to at least {found}."
         )
+    return True
 
 
 def _check_tag(key: str, source: WeightsSource, report: Report) -> int:

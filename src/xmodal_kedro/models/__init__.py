@@ -11,9 +11,9 @@ from pathlib import Path
 
 from xmodal_kedro.config.member import BackboneConfig
 from xmodal_kedro.config.weights import unsupported
-from xmodal_kedro.models.backbone import REGISTRY, Backbone
+from xmodal_kedro.models.backbone import CLEAR, REGISTRY, ArchitectureError, Backbone
 from xmodal_kedro.models.lora import add_lora
-from xmodal_kedro.models.weights import MissingWeightsError
+from xmodal_kedro.models.weights import MissingWeightsError, library_errors
 
 LOG = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = (), root
     if config.weights is None and config.architecture is None:
         raise ValueError(f"backbone '{config.name}' needs either weights (pretrained) or architecture (random weights)")
     if config.weights is None:
-        backbone = backbone_type.from_config(config.architecture or {}, seed, texts)
+        with library_errors(lambda what: ArchitectureError(_no_model(config.name, what)), *CLEAR, OSError):
+            backbone = backbone_type.from_config(config.architecture or {}, seed, texts)
     elif reason := unsupported(config.name, config.weights):
         raise MissingWeightsError(f"backbone.weights: {reason}")
     elif config.architecture is None:
@@ -83,3 +84,7 @@ def build(config: BackboneConfig, seed: int = 0, texts: Sequence[str] = (), root
         counts = add_lora(backbone, config.lora, seed)
         LOG.info("LoRA adapts %s projections", " and ".join(f"{count} {tower}" for tower, count in counts.items()))
     return backbone
+
+
+def _no_model(name: str, what: str) -> str:
+    return f"backbone.architecture: '{name}' can build no model of these sizes ({what})"

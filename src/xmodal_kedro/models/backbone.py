@@ -43,6 +43,9 @@ class ArchitectureError(ValueError):
     """`backbone.architecture` describes no model of its family."""
 
 
+CLEAR = (ArchitectureError, BrokenArtifactError, MissingWeightsError, PublishedWeightsError)  # they name key or file
+
+
 @dataclass(frozen=True)
 class Batch:
     """Pairs on the training device; row i of everything belongs together."""
@@ -104,7 +107,7 @@ class Backbone(nn.Module, Published, ABC):
     @classmethod
     @abstractmethod
     def from_config(cls, architecture: Mapping[str, object], seed: int, texts: Sequence[str] = ()) -> Self:
-        """Build a model with random weights.
+        """Build a model with random weights; on the meta device, which holds no numbers, no weights are looked for.
 
         Args:
             architecture: Sizes, in the words of the family's library.
@@ -173,7 +176,7 @@ class Backbone(nn.Module, Published, ABC):
                 f"whole files of one model of this family there, or correct backbone.name. Wanted: {cls.wanted()}"
             )
 
-        with library_errors(broken, ArchitectureError, BrokenArtifactError, MissingWeightsError, PublishedWeightsError):
+        with library_errors(broken, *CLEAR):
             if not (directory / WEIGHTS).is_file():
                 return cls.from_library(directory, weights=True)
             backbone = cls.from_library(directory, weights=False)
