@@ -111,6 +111,12 @@ SMALL = {
 }
 
 
+def changed(name: str, **architecture: Any) -> BackboneConfig:
+    """The config of a tiny backbone with other keys of its architecture."""
+    config = SMALL[name]
+    return BackboneConfig(name=config.name, architecture={**(config.architecture or {}), **architecture})
+
+
 def small_backbone(name: str = "open_clip", seed: int = 0) -> Backbone:
     """A tiny backbone by its name in SMALL, in eval mode."""
     return build(SMALL[name], seed, TEXTS).eval()

@@ -13,9 +13,7 @@ import pytest
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-from PIL import Image
 from torch import nn
-from transformers import BertConfig, BertTokenizer, ChineseCLIPModel, ChineseCLIPProcessor
 
 from tests.models.small import SIZE, SMALL, TEXTS, small_backbone
 from xmodal_kedro.config.member import BackboneConfig
@@ -23,16 +21,7 @@ from xmodal_kedro.data.manifest import BrokenArtifactError
 from xmodal_kedro.models import build, family
 from xmodal_kedro.models.backbone import ArchitectureError
 from xmodal_kedro.models.published import PublishedWeightsError
-from xmodal_kedro.models.vocabulary import SPECIAL, learn_vocabulary
 from xmodal_kedro.models.weights import MissingWeightsError, find_weights
-
-TOKENIZERS = Path(__file__).parents[2] / ".." / "shared" / "data" / "tokenizers"
-
-
-def changed(name: str, **architecture: Any) -> BackboneConfig:
-    config = SMALL[name]
-    return BackboneConfig(name=config.name, architecture={**(config.architecture or {}), **architecture})
-
 
 # --- choice and freezing
 
@@ -42,9 +31,10 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         build(BackboneConfig(name="clip", architecture={}))
 
 
-def test_modules_beside_the_backbones_are_no_backbones() -> None:
-    with pytest.raises(ValueError, match="'transform' is unknown"):
-        family("transform")
+@pytest.mark.parametrize("name", ["transform", "open_clip_files"])
+def test_modules_beside_the_backbones_are_no_backbones(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' is unknown"):
+        family(name)
 
 
 @pytest.mark.parametrize("given", [{}, {"weights": "somewhere", "architecture": {}}])
@@ -262,161 +252,3 @@ def test_relative_weights_load_from_any_folder(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(MissingWeightsError):
         build(config)
     assert build(config.at(tmp_path)).image_size == SIZE
-
-
-# --- open_clip
-
-
-def test_open_clip_opens_what_we_save_and_encodes_alike(tmp_path: Path) -> None:
-    """Its own loader, tokenizer and full-length text encoder against ours."""
-    backbone = small_backbone("open_clip")
-    backbone.save_pretrained(tmp_path)
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
-    ids = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
-    assert ids.shape[1] == 40
-    with torch.no_grad():
-        torch.testing.assert_close(
-            backbone.encode_text(backbone.tokenize(TEXTS)), model.eval().encode_text(ids), atol=1e-5, rtol=1e-5
-        )
-    packed = torch.randint(0, 256, (1, SIZE, SIZE, 3), dtype=torch.uint8)
-    expected = preprocess(Image.fromarray(packed[0].numpy()))
-    torch.testing.assert_close(backbone.image_transform(train=False)(packed)[0], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_open_clip_configs_are_found_by_name() -> None:
-    with pytest.raises(ArchitectureError, match=r"open_clip has no 'ViT-B32'; similar are .*ViT-B-32"):
-        build(BackboneConfig(name="open_clip", architecture={"model_name": "ViT-B32"}))
-    with pytest.raises(ArchitectureError, match=r"\['embed_dim'\] must go"):
-        build(BackboneConfig(name="open_clip", architecture={"model_name": "ViT-B-32", "embed_dim": 4}))
-
-
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ({"vision_cfg": {"image_size": 32, "widht": 8}}, "widht"),
-        ({"vision_cfg": {"image_size": 32, "timm_model_name": "resnet_none"}}, "resnet_none"),
-        ({"wrong": 1}, "wrong"),
-    ],
-)
-def test_open_clip_names_the_key_that_is_wrong(change: dict[str, Any], key: str) -> None:
-    with pytest.raises(ArchitectureError, match=key):
-        build(changed("open_clip", **change))
-    with pytest.raises(ArchitectureError, match="embed_dim"):
-        build(BackboneConfig(name="open_clip", architecture={"vision_cfg": {}, "text_cfg": {}}))
-
-
-@pytest.mark.parametrize("text", [{"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}])
-def test_texts_are_not_trimmed_where_padding_counts(text: dict[str, Any]) -> None:
-    small = SMALL["open_clip_custom_text"].architecture or {}
-    backbone = build(changed("open_clip_custom_text", text_cfg={**small["text_cfg"], **text}))
-    tokens = backbone.tokenize(TEXTS[:1])
-    assert tokens["input_ids"].shape == (1, 40)
-    with torch.no_grad():
-        expected = backbone.model.encode_text(backbone.tokenizer(TEXTS[:1]))  # type: ignore[operator, attr-defined]
-        assert torch.equal(backbone.encode_text(tokens), expected)
-
-
-def test_a_transformers_text_tower_brings_its_files_along(tmp_path: Path) -> None:
-    source, saved = tmp_path / "tiny-bert", tmp_path / "saved"
-    vocabulary = learn_vocabulary(TEXTS, 300)
-    BertConfig(
-        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
-    ).save_pretrained(source)
-    BertTokenizer({token: row for row, token in enumerate(vocabulary)}).save_pretrained(source)
-    text = {"hf_model_name": str(source), "hf_tokenizer_name": str(source), "context_length": 40}
-    backbone = build(changed("open_clip", text_cfg={**text, "hf_proj_type": "linear"})).eval()
-    backbone.save_pretrained(saved)
-    for file in source.iterdir():
-        file.unlink()
-    again = family("open_clip").from_pretrained(saved).eval()
-    with torch.no_grad():
-        together = backbone.encode_text(backbone.tokenize(TEXTS))
-        alone = torch.cat([backbone.encode_text(backbone.tokenize([text])) for text in TEXTS])
-        assert torch.equal(again.encode_text(again.tokenize(TEXTS)), together)
-    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
-    assert backbone.tokenize(TEXTS[:1])["input_ids"].shape[1] < 40
-    parameters = [p for group in backbone.layer_groups("text") for p in group]
-    assert len(parameters) == len(list(backbone.model.text.parameters()))  # type: ignore[union-attr]
-
-
-# --- chinese_clip
-
-
-def test_transformers_opens_what_we_save_and_encodes_alike(tmp_path: Path) -> None:
-    backbone = small_backbone("chinese_clip")
-    backbone.save_pretrained(tmp_path)
-    model, processor = ChineseCLIPModel.from_pretrained(tmp_path), ChineseCLIPProcessor.from_pretrained(tmp_path)
-    packed = torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8)
-    inputs = processor(text=TEXTS[:2], images=list(packed.permute(0, 3, 1, 2)), return_tensors="pt", padding=True)
-    with torch.no_grad():
-        output = model.eval()(**inputs)
-        text = backbone.encode_text(backbone.tokenize(TEXTS[:2]))
-        image = backbone.encode_image(backbone.image_transform(train=False)(packed))
-    torch.testing.assert_close(nn.functional.normalize(text, dim=-1), output.text_embeds, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(nn.functional.normalize(image, dim=-1), output.image_embeds, atol=1e-5, rtol=1e-5)
-
-
-def test_the_published_layout_has_a_vocab_txt_alone(tmp_path: Path) -> None:
-    backbone = small_backbone("chinese_clip")
-    backbone.save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").unlink()
-    (tmp_path / "tokenizer_config.json").unlink()
-    (tmp_path / "preprocessor_config.json").unlink()
-    again = family("chinese_clip").from_pretrained(tmp_path)
-    assert torch.equal(again.tokenize(TEXTS)["input_ids"], backbone.tokenize(TEXTS)["input_ids"])
-    assert again.mean == backbone.mean
-
-
-@pytest.mark.skipif(not TOKENIZERS.is_dir(), reason="the Chinese vocabulary is in ../shared/data, which is not here")
-def test_the_published_vocabulary_gives_the_published_ids() -> None:
-    backbone = build(changed("chinese_clip", vocabulary=str(TOKENIZERS / "bert_chinese_vocab.txt")))
-    assert backbone.tokenize(["杰尼龟"])["input_ids"].tolist() == [[101, 3345, 2225, 7991, 102]]
-    assert backbone.model.config.text_config.vocab_size == 21128  # type: ignore[union-attr]
-
-
-def test_texts_are_normalised_as_for_chinese_clip() -> None:
-    backbone = small_backbone("chinese_clip")
-    ids = backbone.tokenize(["A “SHORT” Car", 'a "short" car'])["input_ids"]
-    assert torch.equal(ids[0], ids[1])
-    assert backbone.tokenize(["car " * 100])["input_ids"].shape == (1, 52)
-
-
-def test_a_learned_vocabulary_knows_every_character_and_is_always_the_same() -> None:
-    words = learn_vocabulary(["red cars", "red bus", "白车。"], 1000)
-    assert words[:5] == list(SPECIAL)
-    assert {"red", "cars", "bus", "r", "##r", "白", "车", "。"} <= set(words)
-    assert "白车" not in words
-    assert len(words) == len(set(words))
-    assert words == learn_vocabulary(["白车。", "red bus", "red cars"], 1000)
-    assert learn_vocabulary(["red cars", "red bus", "白车。"], 12) == words[:12]
-    assert words.index("red") < words.index("bus")
-
-
-def test_chinese_clip_needs_a_vocabulary_or_texts(tmp_path: Path) -> None:
-    with pytest.raises(ArchitectureError, match="needs a vocabulary file, or texts"):
-        build(SMALL["chinese_clip"])
-    with pytest.raises(ArchitectureError, match=r"vocabulary: there is no file /.*none.txt"):
-        build(changed("chinese_clip", vocabulary="none.txt"))
-    (tmp_path / "words.txt").write_text("a\nb\n")
-    with pytest.raises(ArchitectureError, match=r"is no BERT vocabulary, it lacks \['\[PAD\]'"):
-        build(changed("chinese_clip", vocabulary=str(tmp_path / "words.txt")))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"vision_config": {"hiden_size": 8}}, "knows no vision_config.hiden_size"),
-        ({"text_config": 5}, "text_config must be a mapping"),
-        ({"projection": 5}, "knows no projection"),
-        ({"vision_config": {"hidden_size": "8"}}, "hidden_size"),
-    ],
-)
-def test_chinese_clip_names_the_key_that_is_wrong(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ArchitectureError, match=message):
-        build(changed("chinese_clip", **change), texts=TEXTS)
-
-
-def test_published_names_are_in_the_saved_files(tmp_path: Path) -> None:
-    small_backbone("chinese_clip").save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "chinese_clip"
-    assert (tmp_path / "vocab.txt").read_text(encoding="utf-8").splitlines()[:5] == list(SPECIAL)

@@ -1,4 +1,4 @@
-"""Chinese-CLIP as transformers computes it, from either weight file; what transformers cannot load is said at once."""
+"""Chinese-CLIP as transformers computes and opens it, from either weight file; what cannot be loaded is said at once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import ChineseCLIPModel
+from transformers import ChineseCLIPModel, ChineseCLIPProcessor
 
-from tests.models.small import SIZE, TEXTS, small_backbone
+from tests.models.small import SIZE, SMALL, TEXTS, changed, small_backbone
 from xmodal_kedro.config.member import BackboneConfig
-from xmodal_kedro.models import build
+from xmodal_kedro.models import build, family
 from xmodal_kedro.models.backbone import ArchitectureError, Backbone
+from xmodal_kedro.models.vocabulary import SPECIAL, learn_vocabulary
 from xmodal_kedro.models.weights import MissingWeightsError
+
+TOKENIZERS = Path(__file__).parents[2] / ".." / "shared" / "data" / "tokenizers"
 
 
 def loaded(weights: Path | str) -> Backbone:
@@ -105,3 +108,83 @@ def test_original_files_are_refused_with_the_way_out(tmp_path: Path) -> None:
 def test_a_tag_is_for_open_clip_alone() -> None:
     with pytest.raises(MissingWeightsError, match="model:tag is for open_clip alone"):
         loaded("ViT-B-32:openai")
+
+
+def test_transformers_opens_what_we_save_and_encodes_alike(tmp_path: Path) -> None:
+    backbone = small_backbone("chinese_clip")
+    backbone.save_pretrained(tmp_path)
+    model, processor = ChineseCLIPModel.from_pretrained(tmp_path), ChineseCLIPProcessor.from_pretrained(tmp_path)
+    packed = torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8)
+    inputs = processor(text=TEXTS[:2], images=list(packed.permute(0, 3, 1, 2)), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        output = model.eval()(**inputs)
+        text = backbone.encode_text(backbone.tokenize(TEXTS[:2]))
+        image = backbone.encode_image(backbone.image_transform(train=False)(packed))
+    torch.testing.assert_close(nn.functional.normalize(text, dim=-1), output.text_embeds, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(nn.functional.normalize(image, dim=-1), output.image_embeds, atol=1e-5, rtol=1e-5)
+
+
+def test_the_published_layout_has_a_vocab_txt_alone(tmp_path: Path) -> None:
+    backbone = small_backbone("chinese_clip")
+    backbone.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "preprocessor_config.json").unlink()
+    again = family("chinese_clip").from_pretrained(tmp_path)
+    assert torch.equal(again.tokenize(TEXTS)["input_ids"], backbone.tokenize(TEXTS)["input_ids"])
+    assert again.mean == backbone.mean
+
+
+@pytest.mark.skipif(not TOKENIZERS.is_dir(), reason="the Chinese vocabulary is in ../shared/data, which is not here")
+def test_the_published_vocabulary_gives_the_published_ids() -> None:
+    backbone = build(changed("chinese_clip", vocabulary=str(TOKENIZERS / "bert_chinese_vocab.txt")))
+    assert backbone.tokenize(["杰尼龟"])["input_ids"].tolist() == [[101, 3345, 2225, 7991, 102]]
+    assert backbone.model.config.text_config.vocab_size == 21128  # type: ignore[union-attr]
+
+
+def test_texts_are_normalised_as_for_chinese_clip() -> None:
+    backbone = small_backbone("chinese_clip")
+    ids = backbone.tokenize(["A “SHORT” Car", 'a "short" car'])["input_ids"]
+    assert torch.equal(ids[0], ids[1])
+    assert backbone.tokenize(["car " * 100])["input_ids"].shape == (1, 52)
+
+
+def test_a_learned_vocabulary_knows_every_character_and_is_always_the_same() -> None:
+    words = learn_vocabulary(["red cars", "red bus", "白车。"], 1000)
+    assert words[:5] == list(SPECIAL)
+    assert {"red", "cars", "bus", "r", "##r", "白", "车", "。"} <= set(words)
+    assert "白车" not in words
+    assert len(words) == len(set(words))
+    assert words == learn_vocabulary(["白车。", "red bus", "red cars"], 1000)
+    assert learn_vocabulary(["red cars", "red bus", "白车。"], 12) == words[:12]
+    assert words.index("red") < words.index("bus")
+
+
+def test_chinese_clip_needs_a_vocabulary_or_texts(tmp_path: Path) -> None:
+    with pytest.raises(ArchitectureError, match="needs a vocabulary file, or texts"):
+        build(SMALL["chinese_clip"])
+    with pytest.raises(ArchitectureError, match=r"vocabulary: there is no file /.*none.txt"):
+        build(changed("chinese_clip", vocabulary="none.txt"))
+    (tmp_path / "words.txt").write_text("a\nb\n")
+    with pytest.raises(ArchitectureError, match=r"is no BERT vocabulary, it lacks \['\[PAD\]'"):
+        build(changed("chinese_clip", vocabulary=str(tmp_path / "words.txt")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_config": {"hiden_size": 8}}, "knows no vision_config.hiden_size"),
+        ({"text_config": 5}, "text_config must be a mapping"),
+        ({"projection": 5}, "knows no projection"),
+        ({"vision_config": {"hidden_size": "8"}}, "hidden_size"),
+    ],
+)
+def test_chinese_clip_names_the_key_that_is_wrong(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArchitectureError, match=message):
+        build(changed("chinese_clip", **change), texts=TEXTS)
+
+
+def test_published_names_are_in_the_saved_files(tmp_path: Path) -> None:
+    small_backbone("chinese_clip").save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "chinese_clip"
+    assert (tmp_path / "vocab.txt").read_text(encoding="utf-8").splitlines()[:5] == list(SPECIAL)

@@ -1,4 +1,4 @@
-"""Every published form of open_clip's weights loads to the features that open_clip itself computes."""
+"""open_clip opens what we save, and every published form of its weights loads to the features that it computes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from torch import nn
+from transformers import BertConfig, BertTokenizer
 
-from tests.models.small import SMALL, TEXTS, small_backbone
+from tests.models.small import SIZE, SMALL, TEXTS, changed, small_backbone
 from xmodal_kedro.config.member import BackboneConfig
-from xmodal_kedro.models import build
+from xmodal_kedro.models import build, family
 from xmodal_kedro.models.backbone import ArchitectureError, Backbone
 from xmodal_kedro.models.open_clip import OpenClip
 from xmodal_kedro.models.published import PublishedWeightsError
+from xmodal_kedro.models.vocabulary import learn_vocabulary
 from xmodal_kedro.models.weights import MissingWeightsError
 
 TINY = "xmodal-tiny"
@@ -46,6 +49,11 @@ def same(one: Backbone, two: Backbone) -> bool:
     with torch.no_grad():
         texts = torch.equal(one.encode_text(one.tokenize(TEXTS)), two.encode_text(two.tokenize(TEXTS)))
         return texts and torch.equal(one.encode_image(pixels), two.encode_image(pixels))
+
+
+def names_of(backbone: Backbone, groups: list[list[nn.Parameter]]) -> list[set[str]]:
+    names = {id(parameter): name for name, parameter in backbone.model.named_parameters()}
+    return [{names[id(parameter)] for parameter in group} for group in groups]
 
 
 def test_a_published_bin_loads_as_it_is_and_is_converted_once(published: Path) -> None:
@@ -153,11 +161,6 @@ def test_trimmed_captions_have_the_features_that_open_clip_gives_padded_ones(nam
             torch.testing.assert_close(backbone.encode_text(tokens), expected, atol=1e-5, rtol=1e-5)
 
 
-def names_of(backbone: Backbone, groups: list[list[nn.Parameter]]) -> list[set[str]]:
-    names = {id(parameter): name for name, parameter in backbone.model.named_parameters()}
-    return [{names[id(parameter)] for parameter in group} for group in groups]
-
-
 def test_the_last_five_groups_of_a_vit_h_are_those_that_open_clip_unlocks() -> None:
     """The published lock: projection, last block with its norm, and the three blocks before it."""
     with torch.device("meta"):  # else it draws random weights before it throws them away
@@ -176,3 +179,75 @@ def test_the_last_five_groups_of_a_vit_h_are_those_that_open_clip_unlocks() -> N
     theirs.lock_image_tower(unlocked_groups=5)
     assert ours == {name for name, parameter in theirs.visual.named_parameters() if parameter.requires_grad}
     assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "visual" not in name)
+
+
+def test_open_clip_opens_what_we_save_and_encodes_alike(tmp_path: Path) -> None:
+    """Its own loader, tokenizer and full-length text encoder against ours."""
+    backbone = small_backbone("open_clip")
+    backbone.save_pretrained(tmp_path)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    ids = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(TEXTS)
+    assert ids.shape[1] == 40
+    with torch.no_grad():
+        torch.testing.assert_close(
+            backbone.encode_text(backbone.tokenize(TEXTS)), model.eval().encode_text(ids), atol=1e-5, rtol=1e-5
+        )
+    packed = torch.randint(0, 256, (1, SIZE, SIZE, 3), dtype=torch.uint8)
+    expected = preprocess(Image.fromarray(packed[0].numpy()))
+    torch.testing.assert_close(backbone.image_transform(train=False)(packed)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_open_clip_configs_are_found_by_name() -> None:
+    with pytest.raises(ArchitectureError, match=r"open_clip has no 'ViT-B32'; similar are .*ViT-B-32"):
+        build(BackboneConfig(name="open_clip", architecture={"model_name": "ViT-B32"}))
+    with pytest.raises(ArchitectureError, match=r"\['embed_dim'\] must go"):
+        build(BackboneConfig(name="open_clip", architecture={"model_name": "ViT-B-32", "embed_dim": 4}))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"vision_cfg": {"image_size": 32, "widht": 8}}, "widht"),
+        ({"vision_cfg": {"image_size": 32, "timm_model_name": "resnet_none"}}, "resnet_none"),
+        ({"wrong": 1}, "wrong"),
+    ],
+)
+def test_open_clip_names_the_key_that_is_wrong(change: dict[str, Any], key: str) -> None:
+    with pytest.raises(ArchitectureError, match=key):
+        build(changed("open_clip", **change))
+    with pytest.raises(ArchitectureError, match="embed_dim"):
+        build(BackboneConfig(name="open_clip", architecture={"vision_cfg": {}, "text_cfg": {}}))
+
+
+@pytest.mark.parametrize("text", [{"no_causal_mask": True}, {"pool_type": "last"}, {"embed_cls": True}])
+def test_texts_are_not_trimmed_where_padding_counts(text: dict[str, Any]) -> None:
+    small = SMALL["open_clip_custom_text"].architecture or {}
+    backbone = build(changed("open_clip_custom_text", text_cfg={**small["text_cfg"], **text}))
+    tokens = backbone.tokenize(TEXTS[:1])
+    assert tokens["input_ids"].shape == (1, 40)
+    with torch.no_grad():
+        expected = backbone.model.encode_text(backbone.tokenizer(TEXTS[:1]))  # type: ignore[operator, attr-defined]
+        assert torch.equal(backbone.encode_text(tokens), expected)
+
+
+def test_a_transformers_text_tower_brings_its_files_along(tmp_path: Path) -> None:
+    source, saved = tmp_path / "tiny-bert", tmp_path / "saved"
+    vocabulary = learn_vocabulary(TEXTS, 300)
+    BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    ).save_pretrained(source)
+    BertTokenizer({token: row for row, token in enumerate(vocabulary)}).save_pretrained(source)
+    text = {"hf_model_name": str(source), "hf_tokenizer_name": str(source), "context_length": 40}
+    backbone = build(changed("open_clip", text_cfg={**text, "hf_proj_type": "linear"})).eval()
+    backbone.save_pretrained(saved)
+    for file in source.iterdir():
+        file.unlink()
+    again = family("open_clip").from_pretrained(saved).eval()
+    with torch.no_grad():
+        together = backbone.encode_text(backbone.tokenize(TEXTS))
+        alone = torch.cat([backbone.encode_text(backbone.tokenize([text])) for text in TEXTS])
+        assert torch.equal(again.encode_text(again.tokenize(TEXTS)), together)
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+    assert backbone.tokenize(TEXTS[:1])["input_ids"].shape[1] < 40
+    parameters = [p for group in backbone.layer_groups("text") for p in group]
+    assert len(parameters) == len(list(backbone.model.text.parameters()))  # type: ignore[union-attr]
