@@ -155,11 +155,18 @@ def combined_versions(project: Path) -> dict[str, str]:
     }
 
 
-def test_a_misspelt_key_fails_before_any_node(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("misspelt", "message"),
+    [
+        ("vit.train.lrr=0.1", r"vit\.train\.lrr: unknown key, did you mean 'lr'"),
+        ("vit.backbone.architecture.vision_cfg.widht=96", r"- vit\.backbone\.architecture is no model .*'widht'"),
+    ],
+)
+def test_a_misspelt_key_fails_before_any_node(misspelt: str, message: str, tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
-    result = run_kedro(project, "run", "--params=vit.train.lrr=0.1", check=False)
+    result = run_kedro(project, "run", f"--params={misspelt}", check=False)
     assert result.returncode != 0
-    assert re.search(r"vit\.train\.lrr: unknown key, did you mean 'lr'", result.stdout + result.stderr)
+    assert re.search(message, result.stdout + result.stderr)
     assert not (project / "mlflow.db").exists()
     assert not (project / "data/01_raw").exists()
 
