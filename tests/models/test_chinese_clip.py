@@ -1,4 +1,4 @@
-"""Chinese-CLIP as transformers computes and opens it, from either weight file; what cannot be loaded is said at once."""
+"""Chinese-CLIP as transformers computes and opens it, from either weight file; what cannot be read is said at once."""
 
 from __future__ import annotations
 
