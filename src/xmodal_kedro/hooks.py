@@ -68,12 +68,17 @@ class ProjectHook:
         if recipe.completion and "completed_attributes" in pipeline.all_outputs():
             loaded.add(recipe.completion.member)
         from xmodal_kedro.data.preflight import PreflightError, Report, check
+        from xmodal_kedro.data.sizes import captioner_trainings
 
+        nodes = {node.name for node in pipeline.nodes}
+        trained = [name for name in recipe.members if f"{name}.train_member" in nodes]
+        begun = {name: one for name, one in recipe.captioners.items() if f"{name}.train_captioner" in nodes}
+        trainings = captioner_trainings(begun, recipe.members, recipe.images, self.project)
         members = {name: member for name, member in recipe.members.items() if name in loaded}
         drawn = self.project / recipe.synthetic.folder if recipe.synthetic else None
         reports = [
-            check(data, recipe.images, members, recipe.runtime, self.project, drawn)
-            for data in reads or ([None] if members else [])
+            check(data, recipe.images, members, recipe.runtime, self.project, drawn, trained, trainings)
+            for data in reads or ([None] if members or trainings else [])
         ]
         captioners = {name: one for name, one in recipe.captioners.items() if f"params:{name}" in pipeline.inputs()}
         if captioners:

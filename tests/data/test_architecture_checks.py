@@ -35,16 +35,19 @@ def changed(name: str, key: str, value: object) -> BackboneConfig:
 
 def problems(config: BackboneConfig, project: Path = Path(), refused: tuple[str, ...] = ()) -> list[str]:
     report = Report()
-    side = check_architecture("small", config, project, refused, report)
-    assert (side is None) == bool(report.problems)
+    model = check_architecture("small", config, project, refused, report)
+    assert (model is None) == bool(report.problems)
     assert report.warnings == []
     return report.problems
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
-def test_what_can_be_built_raises_nothing_and_tells_the_size_of_images(name: str) -> None:
+def test_what_can_be_built_raises_nothing_and_tells_its_shapes(name: str) -> None:
     report = Report()
-    assert check_architecture("small", SMALL[name], Path(), (), report) == SIZE
+    model = check_architecture("small", SMALL[name], Path(), (), report)
+    assert model is not None
+    assert model.image_size == SIZE
+    assert all(parameter.is_meta for parameter in model.parameters())
     assert report == Report()
 
 
@@ -151,11 +154,19 @@ def of_the_hub(text: dict[str, Any] | None = None, **vision: object) -> Backbone
     return BackboneConfig(name="open_clip", architecture=architecture)
 
 
+def with_decoder(config: BackboneConfig) -> BackboneConfig:
+    """The same with the part of CoCa that writes."""
+    decoder = {"multimodal_cfg": {"width": 8, "heads": 2, "layers": 1, "context_length": 40, "vocab_size": 49408}}
+    return config.model_copy(update={"architecture": {**(config.architecture or {}), **decoder}})
+
+
 @pytest.mark.parametrize(
     "config",
     [
         of_the_hub(),
-        of_the_hub().model_copy(update={"lora": LoraConfig(rank=2), "unlocked_groups": {"text": 30}}),
+        of_the_hub().model_copy(update={"unlocked_groups": {"text": 30}}),
+        of_the_hub().model_copy(update={"lora": LoraConfig(rank=2, dropout=0.1, towers="text")}),
+        with_decoder(of_the_hub()),
         BackboneConfig(name="open_clip", architecture={"model_name": "roberta-ViT-B-32"}),
         BackboneConfig(name="open_clip", architecture={"model_name": "ViT-B-16-SigLIP"}),
         changed("res2net_gpt", "image_weights", "owner/image"),
@@ -210,6 +221,7 @@ def test_parts_with_weights_of_their_own_must_go_together(asked: list[str]) -> N
         lambda tensor: tensor.numpy(),
         lambda tensor: tensor.tolist(),
         lambda tensor: tensor.unique(),
+        lambda tensor: tensor.nonzero(),
         lambda tensor: tensor.cpu(),
     ],
 )

@@ -23,6 +23,7 @@ from xmodal_kedro.config.data import Columns, DataConfig, ImagesConfig, Source
 from xmodal_kedro.config.ensemble import RuntimeConfig
 from xmodal_kedro.config.member import BackboneConfig, MemberConfig, TrainConfig
 from xmodal_kedro.data.preflight import GIB, PreflightError, Report, check
+from xmodal_kedro.data.sizes import Size, Training
 
 IMAGES = ImagesConfig(size=32, workers=1)
 
@@ -34,6 +35,7 @@ def member(weights: str | None) -> MemberConfig:
 
 def checked(project: Path, data: DataConfig | None = None, drawn: Path | None = None, **options: object) -> Report:
     settings = {"images": IMAGES, "members": {}, "runtime": RuntimeConfig(device="cpu"), **options}
+    settings.setdefault("trained", list(settings["members"]))
     return check(data, project=project, drawn=drawn, **settings)
 
 
@@ -292,9 +294,9 @@ def test_a_weight_pointer_is_named(project):
 def test_disk_counts_each_image_once_and_each_checkpoint(project, monkeypatch):
     # 3 photos in a folder that two sources share, 7 in the shard, of 32 x 32 x 3 bytes; 100 024 parameters in fp32.
     needed = 10 * 3072 + 400_096
-    options = {"members": {"clip": member("weights/clip")}}
+    options = {"members": {"clip": member("weights/clip")}, "runtime": RuntimeConfig(device="cpu", resume=False)}
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=needed))
-    assert checked(project, whole_data(), **options).problems == []
+    assert checked(project, whole_data(), **options) == Report()
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=needed - 1))
     (problem,) = checked(project, whole_data(), **options).problems
     assert "disk: 10 packed images and 1 checkpoints" in problem
@@ -304,6 +306,33 @@ def test_disk_counts_each_image_once_and_each_checkpoint(project, monkeypatch):
     report = checked(project, whole_data(), **options)
     assert report.problems == []
     assert "disk: " in report.warnings[0]
+    assert checked(project, whole_data(), trained=[], **options) == Report()  # it is only loaded
+
+
+def test_disk_has_room_for_two_states_of_the_largest_training_or_one_is_warned(project, monkeypatch):
+    clip = member("weights/clip")
+    last = clip.model_copy(update={"train": clip.train.model_copy(update={"keep": "last"})})
+    small = Training("writer", Size(100_024, 50_000), keeps_best=True)
+    for trained, captioners, states in [
+        (clip, [], 4 * 400_096),  # weights, two moments, the best weights
+        (last, [], 3 * 400_096),
+        (clip, [small], 4 * 400_096),
+        (last, [Training("writer", Size(100_024, 80_000), keeps_best=True)], 4 * 320_000),
+    ]:
+        kept = 400_096 * (1 + len(captioners))
+        options = {"members": {"clip": trained}, "captioners": captioners}
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=kept + 2 * states: SimpleNamespace(free=free))
+        assert checked(project, **options) == Report()
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=kept + 2 * states - 1: SimpleNamespace(free=free))
+        report = checked(project, **options)
+        assert report.problems == []
+        (warning,) = report.warnings
+        assert f"disk: 0 packed images and {1 + len(captioners)} checkpoints take about" in warning
+        assert "more while states of trainings are kept" in warning
+        assert "or set runtime.resume to false" in warning
+        assert checked(project, runtime=RuntimeConfig(device="cpu", resume=False), **options) == Report()
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=kept - 1: SimpleNamespace(free=free))
+        assert "while states of trainings are kept" in checked(project, **options).problems[0]
 
 
 def test_shards_of_weights_add_up_and_copies_do_not(project, monkeypatch):
@@ -322,11 +351,19 @@ def test_memory_is_a_problem_only_when_the_weights_do_not_fit(project, monkeypat
         return checked(project, members={"clip": member("weights/clip")}, **options)
 
     base = 3 * GIB // 2
-    assert with_memory(base + 16 * 100_024) == Report()
-    little = with_memory(base + 16 * 100_024 - 1)
+    assert with_memory(base + 20 * 100_024) == Report()  # weights, gradients, two moments, the best weights
+    little = with_memory(base + 20 * 100_024 - 1)
     assert little.problems == []
     assert "training clip on the CPU" in little.warnings[0]
     assert "memory: the weights of clip" in with_memory(base).problems[0]
+    assert with_memory(base + 4 * 100_024, trained=[]) == Report()
+    gpu = {"runtime": RuntimeConfig(device="cuda")}
+    assert with_memory(base + 8 * 100_024, **gpu).warnings == []  # its memory has all but the best weights
+    assert "training clip on the GPU" in with_memory(base + 8 * 100_024 - 1, **gpu).warnings[0]
+    larger = {"captioners": [Training("writer", Size(300_000, 100_000), keeps_best=False)]}
+    assert with_memory(base + 2_400_000, **larger) == Report()
+    assert "training writer on the CPU" in with_memory(base + 2_400_000 - 1, **larger).warnings[0]
+    assert "memory: the weights of writer" in with_memory(base + 1_200_000 - 1, **larger).problems[0]
     packing = with_memory(2 * GIB, data=whole_data(), images=ImagesConfig(size=32, workers=8))
     assert "Lower images.workers" in packing.warnings[0]
 

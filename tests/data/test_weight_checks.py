@@ -63,7 +63,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def parts(project: Path, **architecture: object) -> list[str]:
     report = Report()
     whole = member("res2net_gpt", **{**(SMALL["res2net_gpt"].architecture or {}), **architecture})
-    assert check_member("gpt", whole, IMAGES, project, report) == 0
+    check_member("gpt", whole, IMAGES, project, report)
     return report.problems
 
 
@@ -263,6 +263,19 @@ def test_a_run_checks_the_captioners_that_it_begins_and_says_all_at_once(project
         begin_run(project, both, pipeline.only_nodes_with_namespaces(["bilp"]))
     assert failure.value.message.count("\n- ") == 1
     begin_run(project, both, pipeline.only_nodes("writer.decode_captions"))  # from a checkpoint that is there
+
+
+def test_a_run_counts_what_it_trains_and_not_what_lies_there(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = SMALL["res2net_gpt"].model_dump(include={"name", "architecture"})
+    writer = {"member": "gpt", "train": TRAIN}
+    gpt = {"backbone": backbone, "train": TRAIN}
+    both = recipe(member_names=["small", "gpt"], gpt=gpt, captioner_names=["writer"], writer=writer)
+    second = create_pipeline({"writer": writer})
+    monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=0))
+    for pipeline, checkpoints in ((second, 1), (train_pipeline("gpt") + second, 2), (train_pipeline("gpt"), 1)):
+        with pytest.raises(click.ClickException, match=rf"disk: 0 packed images and {checkpoints} checkpoints take"):
+            begin_run(project, both, pipeline)
+    begin_run(project, both, second.only_nodes("writer.decode_captions"))  # from a checkpoint that is there
 
 
 def test_a_run_checks_how_captions_are_judged_but_not_where_none_is_judged(project: Path) -> None:

@@ -12,10 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xmodal_kedro.config.member import BackboneConfig
 from xmodal_kedro.data.findings import Report
+
+if TYPE_CHECKING:
+    from xmodal_kedro.models.backbone import Backbone
 
 _TEXTS = ("a",)  # a vocabulary is learned from, where the train texts will be there later
 _NO_DATA = re.compile(r"\bmeta (tensor|device)|\bdevice meta\b", re.IGNORECASE)  # where torch is asked for numbers
@@ -25,7 +28,7 @@ _OF_ITS_TOKENIZER = ("tokenizer_mode", "tokenizer_kwargs")
 
 def check_architecture(
     name: str, backbone: BackboneConfig, project: Path, refused: Collection[str], report: Report
-) -> int | None:
+) -> Backbone | None:
     """Build a model with random weights on the meta device, frozen, adapted and cut as its config says.
 
     Args:
@@ -36,7 +39,7 @@ def check_architecture(
         report: Takes what is wrong, with its key.
 
     Returns:
-        The side of its images in pixels; none where it could not be built.
+        The model, of shapes alone; none where it could not be built.
     """
     import torch
 
@@ -49,7 +52,7 @@ def check_architecture(
         backbone = _without_hub(backbone)
     try:
         with torch.device("meta"):
-            return build(backbone, texts=_TEXTS, root=project).image_size
+            return build(backbone, texts=_TEXTS, root=project)
     except (OSError, RuntimeError, ValueError) as error:  # missing files, broken ones, and all else
         if not any(_asks_for_numbers(cause) for cause in _causes(error)):
             text = " ".join(str(error).split()).removeprefix("backbone: ").rstrip(".: ")

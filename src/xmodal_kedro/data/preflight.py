@@ -10,7 +10,7 @@ import glob
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -23,6 +23,7 @@ from xmodal_kedro.config.member import MemberConfig
 from xmodal_kedro.data.findings import PreflightError, Report, is_lfs_pointer, nearest
 from xmodal_kedro.data.manifest import MANIFEST
 from xmodal_kedro.data.paths import IMAGE_SUFFIXES
+from xmodal_kedro.data.sizes import NUMBER, Training
 from xmodal_kedro.data.weight_checks import check_member
 
 __all__ = ["PreflightError", "Report", "check"]
@@ -30,8 +31,6 @@ __all__ = ["PreflightError", "Report", "check"]
 GIB = 1 << 30
 PROCESS_BYTES = 3 * GIB // 2  # Python with torch and the tables of a data set of moderate size
 DECODER_BYTES = GIB // 4  # a decoding process with a camera-sized PNG
-TRAINED_BYTES = 16  # per parameter, fp32: weights, gradients and the two moments of AdamW
-LOADED_BYTES = 4
 
 
 def check(
@@ -41,13 +40,15 @@ def check(
     runtime: RuntimeConfig,
     project: Path,
     drawn: Path | None,
+    trained: Collection[str] = (),
+    captioners: Sequence[Training] = (),
 ) -> Report:
     """Look for data, weights, disk, memory and device.
 
-    Disk is what the packed images (exact but for files that are no images) and one checkpoint of each member with
-    pretrained weights take. Memory is an estimate: `PROCESS_BYTES`, and the larger of `DECODER_BYTES` for each decoding
-    process and, for the largest member, `TRAINED_BYTES` (`LOADED_BYTES` when it trains on a GPU) for each parameter.
-    Activations, and models with random weights, are not counted.
+    Disk is what the packed images (exact but for files that are no images) and a checkpoint of each training take, and
+    the state that the largest training is resumed from, twice, as each epoch writes a new one before the old one goes.
+    Memory is an estimate: `PROCESS_BYTES`, and the larger of `DECODER_BYTES` for each decoding process and what the
+    largest training takes; trainings come one after the other (see `sizes` for what is not counted of them).
 
     Args:
         data: The data that this run reads; none when it reads none.
@@ -56,15 +57,21 @@ def check(
         runtime: The device that is asked for.
         project: Folder that relative paths start from.
         drawn: Folder that the run itself fills with synthetic data before it reads any; its files may be missing.
+        trained: Names of the members that this run trains.
+        captioners: That this run trains.
 
     Returns:
         All problems and warnings.
     """
     report = Report()
     n_images = 0 if data is None else _check_data(data, project, drawn, report)
-    parameters = {name: check_member(name, member, images, project, report) for name, member in members.items()}
-    _check_disk(n_images, images, parameters, project, report)
-    _check_memory(data is not None, images, parameters, runtime, report)
+    sizes = {name: check_member(name, member, images, project, report) for name, member in members.items()}
+    trainings = [Training(name, sizes[name], members[name].train.keep == "best") for name in members if name in trained]
+    trainings += captioners
+    _check_disk(n_images, images, trainings, runtime.resume, project, report)
+    loaded = {name: NUMBER * size.parameters for name, size in sizes.items()}
+    loaded |= {training.name: training.checkpoint for training in trainings}
+    _check_memory(data is not None, images, loaded, trainings, runtime, report)
     _check_device(runtime.device, report)
     return report
 
@@ -131,51 +138,62 @@ def _rows(shard: Path) -> int:
 
 
 def _check_disk(
-    n_images: int, images: ImagesConfig, parameters: Mapping[str, int], project: Path, report: Report
+    n_images: int, images: ImagesConfig, trainings: Sequence[Training], resume: bool, project: Path, report: Report
 ) -> None:
-    stores = project / images.store
-    models = project / "data"
+    stores, models = project / images.store, project / "data"
+    checkpoints = sum(training.checkpoint for training in trainings)
+    states = 2 * max((training.state for training in trainings), default=0) if resume else 0
     needed: dict[Path, int] = {}
-    for place, amount in (
-        (stores, n_images * images.size**2 * 3),
-        (models, sum(parameters.values()) * LOADED_BYTES),
-    ):
+    passing: dict[Path, int] = {}  # what goes again before the run ends
+    for place, amount, states_there in ((stores, n_images * images.size**2 * 3, 0), (models, checkpoints, states)):
         existing = _nearest_existing(place)
         if not os.access(existing, os.W_OK):
             report.problems.append(f"{place} cannot be written: {existing} is read-only for this user.")
         # Places on one disk need it together.
         same = next((other for other in needed if other.stat().st_dev == existing.stat().st_dev), existing)
         needed[same] = needed.get(same, 0) + amount
+        passing[same] = passing.get(same, 0) + states_there
     for place, amount in needed.items():
         free = shutil.disk_usage(place).free
-        if amount > free:
-            what = (
-                f"disk: {n_images} packed images and {len(parameters)} checkpoints take about {_gib(amount)}, {place} "
-                f"has {_gib(free)} free. Make room, or lower images.size."
+        if amount + passing[place] <= free:
+            continue
+        what = f"disk: {n_images} packed images and {len(trainings)} checkpoints take about {_gib(amount)}, "
+        cure = "Make room, or lower images.size"
+        if passing[place]:
+            what += f"and {_gib(passing[place])} more while states of trainings are kept, "
+            cure += (
+                ", or set runtime.resume to false: without room for states no training can go on after an interruption"
             )
-            # Where images have been packed before, the store may be used again.
-            packed = any(stores.glob(f"*/{MANIFEST}"))
-            (report.warnings if packed else report.problems).append(what)
+        what += f"{place} has {_gib(free)} free. {cure}."
+        # Where images have been packed before, the store may be used again; a training does without a state.
+        packed = any(stores.glob(f"*/{MANIFEST}"))
+        (report.warnings if packed or amount <= free else report.problems).append(what)
 
 
 def _check_memory(
-    packs: bool, images: ImagesConfig, parameters: Mapping[str, int], runtime: RuntimeConfig, report: Report
+    packs: bool,
+    images: ImagesConfig,
+    loaded: Mapping[str, int],
+    trainings: Sequence[Training],
+    runtime: RuntimeConfig,
+    report: Report,
 ) -> None:
-    available = psutil.virtual_memory().available
+    available, on_gpu = psutil.virtual_memory().available, runtime.device.startswith("cuda")
     decoding = (images.workers or os.cpu_count() or 1) * DECODER_BYTES if packs else 0
-    largest = max(parameters, key=lambda name: parameters[name], default=None)
-    count = parameters[largest] if largest is not None else 0
-    least = PROCESS_BYTES + count * LOADED_BYTES
-    trained = PROCESS_BYTES + count * (LOADED_BYTES if runtime.device.startswith("cuda") else TRAINED_BYTES)
+    largest = max(loaded, key=lambda name: loaded[name], default="")
+    weights = loaded.get(largest, 0)
+    least = PROCESS_BYTES + weights
+    longest = max(trainings, key=lambda training: training.memory(on_gpu=on_gpu), default=None)
+    most = max(least, PROCESS_BYTES + longest.memory(on_gpu=on_gpu) if longest else 0)
     there = f"{_gib(available)} of memory are available"
-    if count and least > available:
+    if weights and least > available:
         report.problems.append(
             f"memory: the weights of {largest} alone take {_gib(least)} with Python around them, and {there}. Close "
             "other programs, or take a smaller backbone."
         )
-    elif trained > available:
-        whom = f"training {largest} on the CPU takes about {_gib(trained)}" if count else f"a run takes {_gib(trained)}"
-        report.warnings.append(f"memory: {whom}, and {there}.")
+    elif most > available:
+        whom = f"training {longest.name} on the {'GPU' if on_gpu else 'CPU'} takes" if longest else "a run takes"
+        report.warnings.append(f"memory: {whom} about {_gib(most)}, and {there}.")
     if PROCESS_BYTES + decoding > available:
         report.warnings.append(
             f"memory: packing images takes about {_gib(PROCESS_BYTES + decoding)}, and {there}. Lower images.workers."

@@ -21,6 +21,7 @@ from xmodal_kedro.config.member import BackboneConfig, MemberConfig
 from xmodal_kedro.config.weights import WeightsSource, unsupported, weights_source
 from xmodal_kedro.data.architecture_checks import check_architecture
 from xmodal_kedro.data.findings import Report, is_lfs_pointer, nearest
+from xmodal_kedro.data.sizes import Size
 
 if TYPE_CHECKING:
     from xmodal_kedro.models.backbone import Backbone
@@ -30,11 +31,11 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _SHARD = re.compile(r"-\d+-of-\d+")
 
 
-def check_member(name: str, member: MemberConfig, images: ImagesConfig, project: Path, report: Report) -> int:
+def check_member(name: str, member: MemberConfig, images: ImagesConfig, project: Path, report: Report) -> Size:
     """Look for what a member begins with, and for what its family cannot do.
 
     Returns:
-        How many parameters the weights hold; 0 where that is unknown, or where the architecture names them.
+        How many parameters the weights hold, or the model that its architecture describes; zeros where that is unknown.
     """
     from xmodal_kedro.models import family
 
@@ -42,33 +43,42 @@ def check_member(name: str, member: MemberConfig, images: ImagesConfig, project:
         kind = family(member.backbone.name)
     except ValueError as error:
         report.problems.append(f"{name}: {error}.")
-        return 0
+        return Size()
     if reason := kind.refusal(member.train):
         report.problems.append(f"{name}: {reason}.")
-    return _check_weights(name, member, kind, images, project, report)
-
-
-def _check_weights(
-    name: str, member: MemberConfig, kind: type[Backbone], images: ImagesConfig, project: Path, report: Report
-) -> int:
-    weights = member.backbone.weights
     said = False
     for section in ((), ("vision_cfg",), ("vision_config",)):  # where families say it
         key = ".".join((f"{name}.backbone.architecture", *section, "image_size"))
         said |= _check_image_size(key, member.backbone.architecture, section, images, report)
-    if weights is None:
-        refused = set()
-        for part, files in kind.architecture_files.items():
-            named_file = (member.backbone.architecture or {}).get(part)
-            if isinstance(named_file, str):
-                before = len(report.problems)
-                _check_named(f"{name}.backbone.architecture.{part}", named_file, files, project, report)
-                if len(report.problems) > before:
-                    refused.add(part)
-        side = check_architecture(name, member.backbone, project, refused, report)
-        if not said:
-            _check_image_size(f"{name}.backbone.architecture", {"image_size": side}, (), images, report)
-        return 0
+    if member.backbone.weights is not None:
+        parameters = _check_weights(name, member, kind, member.backbone.weights, images, project, report)
+        return Size(parameters, parameters)
+    refused = set()
+    for part, files in kind.architecture_files.items():
+        named_file = (member.backbone.architecture or {}).get(part)
+        if isinstance(named_file, str):
+            before = len(report.problems)
+            _check_named(f"{name}.backbone.architecture.{part}", named_file, files, project, report)
+            if len(report.problems) > before:
+                refused.add(part)
+    model = check_architecture(name, member.backbone, project, refused, report)
+    if model is None:
+        return Size()
+    if not said:
+        _check_image_size(f"{name}.backbone.architecture", {"image_size": model.image_size}, (), images, report)
+    return Size.of(model)
+
+
+def _check_weights(
+    name: str,
+    member: MemberConfig,
+    kind: type[Backbone],
+    weights: str,
+    images: ImagesConfig,
+    project: Path,
+    report: Report,
+) -> int:
+    """Returns how many parameters they hold."""
     key = f"{name}.backbone.weights"
     family, named = member.backbone.name, member.backbone.architecture is not None
     if reason := unsupported(family, weights):
