@@ -58,6 +58,7 @@ FAULTS: list[tuple[str, str, object, str]] = [
     ("open_clip", "text_cfg.heads", 3, r"embed_dim must be divisible by num_heads"),
     ("open_clip", "vision_cfg.head_width", 0, r": 'open_clip' can build no model of these sizes \(ZeroDivisionError"),
     ("open_clip", "vision_cfg.image_size", [32, 64], r"vision_cfg.image_size is 32 x 64"),
+    ("open_clip", "text_cfg.pool_type", "lasst", r"is no model config of open_clip"),
     ("open_clip_timm", "vision_cfg.timm_model_name", "test_resnett", r"Unknown model \(test_resnett\)"),
     ("chinese_clip", "text_config.layerz", 3, r": ChineseCLIPConfig knows no text_config.layerz"),
     ("chinese_clip", "vision_config.num_attention_heads", 3, r"\(16\) is not a multiple of .* heads \(3\)"),
@@ -87,7 +88,7 @@ def test_what_the_run_would_say_later_is_said_by_the_member_and_its_key(
     (problem,) = problems(config)
     assert problem.startswith("small.backbone.architecture")
     assert problem.endswith(".")
-    assert " ".join(str(later.value).split()).rstrip(".") in problem.removeprefix("small.")
+    assert " ".join(str(later.value).split()).rstrip(".: ") in problem.removeprefix("small.")
 
 
 @pytest.mark.parametrize(
