@@ -39,7 +39,8 @@ def check_architecture(
         report: Takes what is wrong, with its key.
 
     Returns:
-        The model, of shapes alone; none where it could not be built.
+        The model, of shapes alone, and with a text tower of open_clip's own in place of one of the hub; none where it
+        could not be built.
     """
     import torch
 
