@@ -306,6 +306,8 @@ def test_disk_counts_each_image_once_and_each_checkpoint(project, monkeypatch):
     report = checked(project, whole_data(), **options)
     assert report.problems == []
     assert "disk: " in report.warnings[0]
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=400_095))
+    assert "disk: " in checked(project, whole_data(), **options).problems[0]  # the checkpoint itself finds no room
     assert checked(project, whole_data(), trained=[], **options) == Report()  # it is only loaded
 
 
@@ -327,12 +329,11 @@ def test_disk_has_room_for_two_states_of_the_largest_training_or_one_is_warned(p
         report = checked(project, **options)
         assert report.problems == []
         (warning,) = report.warnings
-        assert f"disk: 0 packed images and {1 + len(captioners)} checkpoints take about" in warning
-        assert "more while states of trainings are kept" in warning
-        assert "or set runtime.resume to false" in warning
+        assert f"disk: 0 packed images and {1 + len(captioners)} checkpoints, and two states of a training" in warning
+        assert warning.endswith("No states are kept with runtime.resume: false.")
         assert checked(project, runtime=RuntimeConfig(device="cpu", resume=False), **options) == Report()
         monkeypatch.setattr(shutil, "disk_usage", lambda place, free=kept - 1: SimpleNamespace(free=free))
-        assert "while states of trainings are kept" in checked(project, **options).problems[0]
+        assert "and two states of a training" in checked(project, **options).problems[0]
 
 
 def test_shards_of_weights_add_up_and_copies_do_not(project, monkeypatch):

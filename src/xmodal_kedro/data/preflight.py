@@ -10,6 +10,7 @@ import glob
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -141,33 +142,33 @@ def _check_disk(
     n_images: int, images: ImagesConfig, trainings: Sequence[Training], resume: bool, project: Path, report: Report
 ) -> None:
     stores, models = project / images.store, project / "data"
+    pixels = n_images * images.size**2 * 3
     checkpoints = sum(training.checkpoint for training in trainings)
     states = 2 * max((training.state for training in trainings), default=0) if resume else 0
-    needed: dict[Path, int] = {}
-    passing: dict[Path, int] = {}  # what goes again before the run ends
-    for place, amount, states_there in ((stores, n_images * images.size**2 * 3, 0), (models, checkpoints, states)):
+    # Where images have been packed before, the store may be used again; a training does without a state.
+    packed = any(stores.glob(f"*/{MANIFEST}"))
+    needed: Counter[Path] = Counter()
+    sure: Counter[Path] = Counter()
+    for place, amount, least in (
+        (stores, pixels, 0 if packed else pixels),
+        (models, checkpoints + states, checkpoints),
+    ):
         existing = _nearest_existing(place)
         if not os.access(existing, os.W_OK):
             report.problems.append(f"{place} cannot be written: {existing} is read-only for this user.")
         # Places on one disk need it together.
         same = next((other for other in needed if other.stat().st_dev == existing.stat().st_dev), existing)
-        needed[same] = needed.get(same, 0) + amount
-        passing[same] = passing.get(same, 0) + states_there
+        needed[same] += amount
+        sure[same] += least
+    what, cure = f"{n_images} packed images and {len(trainings)} checkpoints", "Make room, or lower images.size."
+    if states:
+        what += ", and two states of a training that an interrupted one goes on from,"
+        cure += " No states are kept with runtime.resume: false."
     for place, amount in needed.items():
         free = shutil.disk_usage(place).free
-        if amount + passing[place] <= free:
-            continue
-        what = f"disk: {n_images} packed images and {len(trainings)} checkpoints take about {_gib(amount)}, "
-        cure = "Make room, or lower images.size"
-        if passing[place]:
-            what += f"and {_gib(passing[place])} more while states of trainings are kept, "
-            cure += (
-                ", or set runtime.resume to false: without room for states no training can go on after an interruption"
-            )
-        what += f"{place} has {_gib(free)} free. {cure}."
-        # Where images have been packed before, the store may be used again; a training does without a state.
-        packed = any(stores.glob(f"*/{MANIFEST}"))
-        (report.warnings if packed or amount <= free else report.problems).append(what)
+        if amount > free:
+            text = f"disk: {what} take about {_gib(amount)}, {place} has {_gib(free)} free. {cure}"
+            (report.problems if sure[place] > free else report.warnings).append(text)
 
 
 def _check_memory(
