@@ -51,6 +51,11 @@ class RecipeConfigLoader(OmegaConfigLoader):
         recipe = [layer for layer in self.layers if layer not in (BASE, LOCAL)]
         return f"data/{recipe[-1]}" if recipe else "data"
 
+    @property
+    def _lists_at_run_time(self) -> bool:
+        """Whether `--params` lists members or captioners: Kedro then gives each layer this list for its own."""
+        return any(key in (self.runtime_params or {}) for key in NAME_LISTS)
+
     def __getitem__(self, key: str) -> dict[str, Any]:
         """Load one kind of configuration from every layer and merge them in order."""
         if key in self.data or key not in self.config_patterns:
@@ -66,7 +71,7 @@ class RecipeConfigLoader(OmegaConfigLoader):
             path = (Path(self.conf_source) / layer).as_posix()
             config = self.load_and_merge_dir_config(path, self.config_patterns[key], key, read, key == "credentials")
             known_members.update(_named(config))
-            if layer == LOCAL and key == "parameters" and config:
+            if key == "parameters" and (config if layer == LOCAL else self._lists_at_run_time):
                 known_members.update(_members_of_all(Path(self.conf_source)))
             # Kedro's "soft" strategy: mappings are united, everything else is replaced.
             soft = self.merge_strategy.get(key) == "soft"
@@ -114,7 +119,9 @@ def layers_of(conf: Path, env: str | None) -> list[str]:
 def project_path() -> Path:
     """Folder of the project that this process works in; relative paths of a recipe start here."""
     loader = RecipeConfigLoader.active
-    return Path(loader.conf_source).parent if loader else find_kedro_project(Path.cwd()) or Path.cwd()
+    if loader is None:  # a loader that has read nothing yet is an empty mapping
+        return find_kedro_project(Path.cwd()) or Path.cwd()
+    return Path(loader.conf_source).parent
 
 
 def active_parameters() -> dict[str, Any]:

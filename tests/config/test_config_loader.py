@@ -6,7 +6,14 @@ import pytest
 import yaml
 from kedro.config import MissingConfigException
 
-from xmodal_kedro.config_loader import CONFIG_LOADER_ARGS, RecipeConfigLoader, active_parameters, layers_of
+from xmodal_kedro.config_loader import (
+    CONFIG_LOADER_ARGS,
+    RecipeConfigLoader,
+    active_parameters,
+    layers_of,
+    project_path,
+)
+from xmodal_kedro.datasets.directory import training_states
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +79,28 @@ def test_weights_of_members_and_captioners_that_are_not_used_are_gone(conf: Path
 
 def test_runtime_parameters_come_after_every_layer(conf: Path) -> None:
     assert parameters(conf, "traffic_twin", a={"train": {"lr": 9.0}})["a"]["train"] == {"lr": 9.0, "epochs": 1}
+
+
+def test_runtime_parameters_may_shorten_the_lists_of_names(conf: Path) -> None:
+    weights = {"captioning": {"ensemble": {"weights": {"one": 0.7, "two": 0.3}}}}
+    write(conf, "traffic/parameters_captions.yml", {"captioner_names": ["one", "two"], "one": {}, "two": {}, **weights})
+    (conf / "local/parameters.yml").unlink()
+    read = parameters(conf, "traffic", member_names=["big"], captioner_names=["two"])
+    assert read.keys() == {"member_names", "big", "captioner_names", "two", "captioning"}
+    assert read["captioning"]["ensemble"]["weights"] == {"two": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("env", "data"), [("traffic", "data/traffic"), ("traffic_twin", "data/traffic_twin"), (None, "data")]
+)
+def test_paths_are_those_of_the_recipe_that_nobody_has_read_yet(
+    conf: Path, env: str | None, data: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    loader = RecipeConfigLoader(conf, env, **CONFIG_LOADER_ARGS)
+    assert not len(loader)  # it is a mapping, and empty at first
+    assert project_path() == conf.parent
+    assert training_states() == conf.parent / data / ".training"
 
 
 def test_the_catalog_of_base_is_there_under_every_environment(conf: Path) -> None:

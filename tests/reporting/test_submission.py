@@ -286,3 +286,28 @@ def test_a_sample_file_is_filled_by_ids_that_the_recipe_does_not_name(
     assert [record.getMessage() for record in caplog.records] == [
         "1 of the 3 texts of test are matched to no image: their cells are empty"
     ]
+
+
+@pytest.mark.parametrize(
+    ("there", "split"), [(["dev", "val", "test"], "test"), (["dev", "val"], "val"), (["dev"], "dev")]
+)
+def test_the_first_split_with_texts_is_handed_in(tmp_path: Path, there: list[str], split: str) -> None:
+    splits = ["dev", "val", "test"]
+    pairs = pd.DataFrame(
+        {
+            "split": splits,
+            "text_id": [f"t-{one}" if one in there else None for one in splits],
+            "text": "a",
+            "group": "all",
+        }
+    )
+    ranking = pd.DataFrame(
+        [(one, "t2i", f"t-{one}", 1, f"{one}.jpg") for one in there],
+        columns=["split", "direction", "query_id", "rank", "gallery_id"],
+    )
+    matching = pd.DataFrame({"split": there, "group": "all", "text_id": [f"t-{one}" for one in there]})
+    matching["image_id"] = [f"{one}.jpg" for one in there]
+    data = without_ids(iflytek(tmp_path))
+    answers, table = write_submission(pairs, ranking, matching, EnsembleConfig(), data)
+    assert f"{split}.jpg" in str(answers)
+    assert table["image_name"].tolist() == [f"{split}.jpg"]

@@ -125,7 +125,9 @@ class RerankConfig(Frozen):
 class SubmissionConfig(Frozen):
     """The file at the end."""
 
-    split: Literal["dev", "val", "test"] | None = Field(None, description="by default test if it has texts, else val")
+    split: Literal["dev", "val", "test"] | None = Field(
+        None, description="by default the first of test, val and dev that has texts"
+    )
     top_k: int = Field(10, ge=1)
     name_column: str = Field("image_name", description="column of the matching CSV")
     template: str | None = Field(

@@ -32,7 +32,7 @@ def staging(name: str) -> Path:
 def training_states() -> Path:
     """Where trainings of the active recipe keep what they go on from after an interruption."""
     loader = RecipeConfigLoader.active
-    return project_path() / (loader.data_folder if loader else "data") / ".training"
+    return project_path() / ("data" if loader is None else loader.data_folder) / ".training"
 
 
 class SealedDirectoryDataset(AbstractVersionedDataset[Path, Loaded], Generic[Loaded]):

@@ -191,7 +191,7 @@ def write_submission(
 
     options = ensemble.submission
     with_texts = set(pairs.loc[pairs["text_id"].notna(), "split"])
-    split = options.split or ("test" if "test" in with_texts else "val")
+    split = options.split or next((split for split in ("test", "val") if split in with_texts), "dev")
     texts = pairs[pairs["split"] == split].dropna(subset=["text_id"]).drop_duplicates("text_id")
     if texts.empty:
         there = ", ".join(sorted(pairs["split"].unique()))
