@@ -74,6 +74,15 @@ def test_a_captioner_takes_what_is_said(member: MemberConfig, image_encoder: boo
     assert said.memory(on_gpu=True) == said.checkpoint + sum(4 * said.size.trained for _ in best.weights and [0])
 
 
+def test_captioners_of_one_member_are_told_apart_by_what_trains(member: MemberConfig, tmp_path: Path) -> None:
+    configs = [writer(image_encoder=trains) for trains in (False, True, False)]
+    captioners = {f"writer{number}": one for number, one in enumerate(configs)}
+    first, whole, last = captioner_trainings(captioners, {"gpt": member}, IMAGES, tmp_path)
+    assert (first.name, last.name) == ("writer0", "writer2")
+    assert first.size == last.size
+    assert 0 < first.size.trained < whole.size.trained < whole.size.parameters == first.size.parameters
+
+
 def test_a_member_with_random_weights_takes_what_is_said(member: MemberConfig, tmp_path: Path) -> None:
     frozen = member.backbone.model_copy(update={"unlocked_groups": {"image": 1, "text": 2}})
     for backbone in (member.backbone, frozen):

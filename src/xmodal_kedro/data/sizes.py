@@ -19,6 +19,8 @@ from xmodal_kedro.data.findings import Report
 if TYPE_CHECKING:
     from torch import nn
 
+    from xmodal_kedro.models.backbone import Backbone
+
 NUMBER = 4  # bytes of an fp32
 
 
@@ -74,14 +76,14 @@ def captioner_trainings(
     from xmodal_kedro.data.weight_checks import check_member
 
     trainings = []
+    models: dict[str, Backbone | None] = {}
     for name, captioner in captioners.items():
         assert captioner.member is not None
         assert captioner.train is not None
         member, already_said = members[captioner.member], Report()
-        model = None
-        if member.backbone.weights is None:
-            model = check_architecture(captioner.member, member.backbone, project, (), already_said)
-        if model is not None and model.writes:
+        if captioner.member not in models and member.backbone.weights is None:
+            models[captioner.member] = check_architecture(captioner.member, member.backbone, project, (), already_said)
+        if (model := models.get(captioner.member)) is not None and model.writes:
             begin_captioner(model, captioner)
             size = Size.of(model)
         else:
