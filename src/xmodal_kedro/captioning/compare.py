@@ -39,6 +39,9 @@ def compare(
 ) -> Compared:
     """Judge everybody on the images of dev and val that all have captions of.
 
+    What a captioner scored by itself does not count here: CIDEr-D weighs n-grams by the images that it is given, and
+    these may be fewer.
+
     Args:
         by_name: Tables of `generate` by captioner, the ensemble as `ensemble`.
         baselines: Captions of dev and val that need no model, by image id; there may be none.

@@ -1,7 +1,7 @@
 """What the trainings of a run take, on disk and in memory, told from their parameters before the first node.
 
-Everything is fp32. Activations, buffers, and the rows of a vocabulary that is learned from the train texts are not
-counted; of weights without a built model all parameters are taken to train.
+Everything is fp32. Not counted are activations, buffers, what saving a state copies, and the rows of a vocabulary that
+is learned from the train texts; of weights without a built model all parameters are taken to train.
 """
 
 from __future__ import annotations
