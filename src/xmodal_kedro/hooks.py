@@ -99,8 +99,14 @@ class ProjectHook:
 
     @hook_impl(trylast=True)
     def after_pipeline_run(self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Print the leaderboard, if this run made one, and where everything lies."""
+        """Print the leaderboard, if this run made one, and where everything lies; what trained needs no state now."""
         outputs = pipeline.all_outputs()
+        trainings = [node for node in pipeline.nodes if node.name.endswith((".train_member", ".train_captioner"))]
+        if trainings:
+            from xmodal_kedro.datasets.directory import training_states
+            from xmodal_kedro.training.state import discard_states
+
+            discard_states(training_states(), [str(node.namespace) for node in trainings])
         if "leaderboard" in outputs:
             from xmodal_kedro.reporting.leaderboard import render, render_gain
 

@@ -311,29 +311,29 @@ def test_disk_counts_each_image_once_and_each_checkpoint(project, monkeypatch):
     assert checked(project, whole_data(), trained=[], **options) == Report()  # it is only loaded
 
 
-def test_disk_has_room_for_two_states_of_the_largest_training_or_one_is_warned(project, monkeypatch):
+def test_disk_has_room_for_the_states_of_all_trainings_and_one_more_or_one_is_warned(project, monkeypatch):
     clip = member("weights/clip")
     last = clip.model_copy(update={"train": clip.train.model_copy(update={"keep": "last"})})
     small = Training("writer", Size(100_024, 50_000), keeps_best=True)
     for trained, captioners, states in [
-        (clip, [], 4 * 400_096),  # weights, two moments, the best weights
-        (last, [], 3 * 400_096),
-        (clip, [small], 4 * 400_096),
-        (last, [Training("writer", Size(100_024, 80_000), keeps_best=True)], 4 * 320_000),
+        (clip, [], 2 * 4 * 400_096),  # weights, two moments, the best weights
+        (last, [], 2 * 3 * 400_096),
+        (clip, [small], 2 * 4 * 400_096 + 4 * 200_000),
+        (last, [Training("writer", Size(100_024, 80_000), keeps_best=True)], 3 * 400_096 + 2 * 4 * 320_000),
     ]:
         kept = 400_096 * (1 + len(captioners))
         options = {"members": {"clip": trained}, "captioners": captioners}
-        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=kept + 2 * states: SimpleNamespace(free=free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=kept + states: SimpleNamespace(free=free))
         assert checked(project, **options) == Report()
-        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=kept + 2 * states - 1: SimpleNamespace(free=free))
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=kept + states - 1: SimpleNamespace(free=free))
         report = checked(project, **options)
         assert report.problems == []
         (warning,) = report.warnings
-        assert f"disk: 0 packed images and {1 + len(captioners)} checkpoints, and two states of a training" in warning
+        assert f"disk: 0 packed images and {1 + len(captioners)} checkpoints, and the states of trainings" in warning
         assert warning.endswith("No states are kept with runtime.resume: false.")
         assert checked(project, runtime=RuntimeConfig(device="cpu", resume=False), **options) == Report()
         monkeypatch.setattr(shutil, "disk_usage", lambda place, free=kept - 1: SimpleNamespace(free=free))
-        assert "and two states of a training" in checked(project, **options).problems[0]
+        assert "and the states of trainings" in checked(project, **options).problems[0]
 
 
 def test_shards_of_weights_add_up_and_copies_do_not(project, monkeypatch):

@@ -98,7 +98,9 @@ def test_a_checkpoint_comes_out_that_says_what_made_it(job: CaptionJob, caplog: 
     assert re.search(
         r"teacher_forcing, epoch 1 of \d+: loss \d\.\d{3}, dev/cider_d_characters \d\.\d{4}, dev/dist", caplog.text
     )
-    assert not job.states.exists() or not any(job.states.iterdir())
+    again = train_and_write(replace(job, checkpoint=job.checkpoint.with_name("again")))  # as where the run failed after it: nothing is trained again
+    assert "writer: had ended with epoch 1 of an interrupted run" in caplog.text
+    pd.testing.assert_frame_equal(again, history)
 
 
 def test_what_is_written_is_what_was_judged(job: CaptionJob, place: Path) -> None:
@@ -141,7 +143,8 @@ def test_a_member_that_computes_activations_again_has_captioners_that_do_and_are
     found = []
     for member in (job.member, checkpointing):
         directory = tmp_path / f"of_{member.name}"
-        history = train_and_write(replace(job, member=member, checkpoint=directory, captioner=captioner(keep="last")))
+        own = replace(job, member=member, checkpoint=directory, states=tmp_path / f"states_{member.name}")
+        history = train_and_write(replace(own, captioner=captioner(keep="last")))
         found.append((history.drop(columns="captions_per_second"), read_manifest(directory)["fingerprints"]["weights"]))
     pd.testing.assert_frame_equal(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from kedro.io import DataCatalog
+from kedro.pipeline import Node, Pipeline
 
 from tests.captioning.stores import FINGERPRINTS, store_of
 from tests.models.small import SIZE, small_member
@@ -17,7 +19,9 @@ from xmodal_kedro.config.data import RelevanceConfig
 from xmodal_kedro.config.ensemble import EvaluationConfig, RuntimeConfig
 from xmodal_kedro.config.member import MemberConfig
 from xmodal_kedro.data.image_store import ImageStore
+from xmodal_kedro.hooks import ProjectHook
 from xmodal_kedro.pipelines.train import nodes
+from xmodal_kedro.training.state import discard_states
 
 
 @pytest.fixture
@@ -65,9 +69,10 @@ class _Stopping:
             raise KeyboardInterrupt
 
 
-def test_it_goes_on_and_leaves_nothing_behind(tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_goes_on_where_it_was(tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture) -> None:
     member = small_member("chinese_clip", keep="last", epochs=2)  # steps of two per epoch, with dropout
     train(tmp_path, images, "whole", member)
+    discard_states(tmp_path / "states", [member.name])
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, images, "interrupted", member, stop=3)
     states = tmp_path / "states"
@@ -88,7 +93,32 @@ def test_it_goes_on_and_leaves_nothing_behind(tmp_path: Path, images: Path, capl
         json.loads((tmp_path / name / "MANIFEST.json").read_text())["fingerprints"] for name in ("whole", "again")
     ]
     assert prints[0] == prints[1]
-    assert not list(states.iterdir())
+
+
+def test_what_had_ended_is_not_trained_again(tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The run that trained it may have failed later, or in the training of another."""
+    member = small_member("chinese_clip", keep="last", epochs=2)
+    first = train(tmp_path, images, "first", member)
+    with caplog.at_level(logging.INFO):
+        again = train(tmp_path, images, "again", member, stop=1)  # no step is taken that could be stopped
+    assert "had ended with epoch 2 of an interrupted run" in caplog.text
+    pd.testing.assert_frame_equal(first, again)
+    prints = [
+        json.loads((tmp_path / name / "MANIFEST.json").read_text())["fingerprints"] for name in ("first", "again")
+    ]
+    assert prints[0] == prints[1]
+
+
+def test_states_go_when_the_run_that_trained_has_ended_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xmodal_kedro.datasets.directory.training_states", lambda: tmp_path)
+    for name in ("vit", "resnet", "writer", "other"):
+        (tmp_path / name / f"{'0' * 16}-000001").mkdir(parents=True)
+    hook, catalog = ProjectHook(), DataCatalog()
+    hook.project = tmp_path
+    trainings = [("vit", "train_member"), ("resnet", "train_member"), ("writer", "train_captioner")]
+    run = Pipeline([Node(small_member, None, f"{name}.x", name=node, namespace=name) for name, node in trainings])
+    hook.after_pipeline_run({}, run, catalog)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_nothing_is_kept_where_nothing_is_to_be_resumed(tmp_path: Path, images: Path) -> None:

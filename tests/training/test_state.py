@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import xmodal_kedro.training.state as module
 from xmodal_kedro.data.manifest import MANIFEST, seal
 from xmodal_kedro.models.backbone import seeded
-from xmodal_kedro.training.state import TrainingState, seed_epoch, weights_fingerprint
+from xmodal_kedro.training.state import TrainingState, discard_states, seed_epoch, weights_fingerprint
 
 
 class Model(nn.Module):
@@ -201,15 +201,14 @@ def test_other_weights_have_another_fingerprint() -> None:
 # --- what is on disk
 
 
-def test_one_state_is_kept_and_none_after_the_end(tmp_path: Path) -> None:
+def test_one_state_is_kept_until_it_is_discarded(tmp_path: Path) -> None:
     training, state = trained(tmp_path, 3)
     assert len(folders(tmp_path)) == 1
     assert not list(folders(tmp_path)[0].glob("*.p*"))  # nothing that could be code
     other = TrainingState(tmp_path / "states", "blip", "key")
     training.save(other)
-    state.remove()
+    discard_states(tmp_path / "states", ["clip", "none_of_this_name"])
     assert [path.name for path in (tmp_path / "states").iterdir()] == ["blip"]
-    state.remove()
     assert Training().load(state) is None
     assert Training().load(other) is not None
 
@@ -305,8 +304,22 @@ def test_no_process_goes_on_where_another_cannot(tmp_path: Path, monkeypatch: py
     assert same(fresh.everything(), before)
     monkeypatch.setattr("xmodal_kedro.training.state.rank", lambda: 1)
     fresh.save(state)
-    state.remove()
     assert len(folders(tmp_path)) == 1  # others than the first leave the disk alone
+
+
+def test_what_killed_saves_left_goes_before_the_next_one_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, state = trained(tmp_path)
+    whole, *_ = folders(tmp_path)
+    for number in range(100, 103):
+        (whole.with_name(f"{whole.name[:17]}{number:06d}")).mkdir()
+        (whole.with_name(f"{whole.name[:17]}{number:06d}") / "model.safetensors").write_bytes(b"half")
+    found: list[list[Path]] = []
+    monkeypatch.setattr(module, "seal", lambda *_, **__: found.append(folders(tmp_path)))
+    training.save(state)
+    assert len(found[0]) == 2  # the whole one, and the one that is being written
+    assert whole in found[0]
 
 
 class Killed(BaseException):

@@ -144,7 +144,8 @@ def _check_disk(
     stores, models = project / images.store, project / "data"
     pixels = n_images * images.size**2 * 3
     checkpoints = sum(training.checkpoint for training in trainings)
-    states = 2 * max((training.state for training in trainings), default=0) if resume else 0
+    each = [training.state for training in trainings]  # all stay until the run ends, the one being written twice
+    states = sum(each) + max(each, default=0) if resume else 0
     # Where images have been packed before, the store may be used again; a training does without a state.
     packed = any(stores.glob(f"*/{MANIFEST}"))
     needed: Counter[Path] = Counter()
@@ -162,7 +163,7 @@ def _check_disk(
         sure[same] += least
     what, cure = f"{n_images} packed images and {len(trainings)} checkpoints", "Make room, or lower images.size."
     if states:
-        what += ", and two states of a training that an interrupted one goes on from,"
+        what += ", and the states of trainings that an interrupted run goes on from,"
         cure += " No states are kept with runtime.resume: false."
     for place, amount in needed.items():
         free = shutil.disk_usage(place).free

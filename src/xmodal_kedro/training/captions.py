@@ -256,7 +256,8 @@ def _resumed(trainer: _Trainer, state: TrainingState | None, bar: tqdm) -> tuple
     best.epoch, best.metric = saved.facts["best"]
     best.weights = saved.tensors
     if rank() == 0:
-        log.info("%s: goes on after epoch %d", trainer.name, course.epoch - 1)
+        where = "had ended with" if course.over else "goes on after"
+        log.info("%s: %s epoch %d of an interrupted run", trainer.name, where, course.epoch - 1)
     names = {phase.name: phase for phase in trainer.phases}
     bar.update(sum(names[row["phase"]].captions for row in course.history[1:]))
     return course, best

@@ -209,7 +209,8 @@ def _resumed(
     epoch = len(history) - 1
     bar.update(epoch * len(trainer.pairs.alike))
     if rank() == 0:
-        log.info("%s: goes on after epoch %d of an interrupted run", trainer.name, epoch)
+        where = "had ended with" if saved.facts["over"] else "goes on after"
+        log.info("%s: %s epoch %d of an interrupted run", trainer.name, where, epoch)
     return history, saved.facts["over"]
 
 

@@ -9,8 +9,11 @@ data/.training/<name>/<key>-<number>/
     MANIFEST.json            written last: without it there is no state
 
 The number grows with every save, and what came before goes after that: whenever the process is killed, the newest whole
-state is there. Of several processes rank 0 writes, and all read. torch's global generators are not in it, for their
-states differ between processes: a loop sets them anew at each epoch, by `seed_epoch`.
+state is there. It stays after the last epoch too, until the run that trained has ended well and `discard_states` is
+called: where a run fails later, or in its next training, the one after it need not train again.
+
+Of several processes rank 0 writes, and all read. torch's global generators are not in it, for their states differ
+between processes: a loop sets them anew at each epoch, by `seed_epoch`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,14 @@ class _Read:
     groups: list[dict[str, Any]]  # settings of the optimiser, without its parameters
 
 
+def discard_states(directory: Path, names: Iterable[str]) -> None:
+    """Delete the states of trainings: their checkpoints are written, and the run has ended."""
+    for name in names:
+        for state in (directory / name).glob("*-*"):
+            _discard(state)
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
 class TrainingState:
     """Where one training keeps its state; every process of it has such an object and calls every method.
 
@@ -108,6 +119,7 @@ class TrainingState:
         """
         if rank() > 0:
             return
+        self._clear(whole=False)  # what a killed save left: it must not fill the disk
         packed = optimiser.state_dict()
         parts = {
             "model": _changing(model),
@@ -138,9 +150,7 @@ class TrainingState:
             )
             shutil.rmtree(directory, ignore_errors=True)
             return
-        for other in self._home.glob("*-*"):
-            if other != directory:
-                _discard(other)
+        self._clear(but=directory)
 
     def load(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, generators: Mapping[str, torch.Generator]
@@ -169,12 +179,11 @@ class TrainingState:
             generator.set_state(read.tensors["generators"][name])
         return Saved(read.facts, read.tensors["tensors"])
 
-    def remove(self) -> None:
-        """Delete the states of this name: the training is finished, and its checkpoint is written."""
-        if rank() == 0 and self._home.is_dir():
-            for directory in self._home.glob("*-*"):
+    def _clear(self, *, whole: bool = True, but: Path | None = None) -> None:
+        """Delete the states of this name, those that are whole only if they are meant too."""
+        for directory in self._home.glob("*-*"):
+            if directory != but and (whole or not (directory / MANIFEST).is_file()):
                 _discard(directory)
-            shutil.rmtree(self._home)
 
     def _last_number(self) -> int:
         """The highest number that a save took, finished or not; 0 before the first."""

@@ -79,8 +79,6 @@ def train_and_write(job: CaptionJob) -> DataFrame:
         kept = result.history.drop(columns="phase").set_index("epoch").loc[result.best_epoch].dropna().to_dict()
         metrics = {"epoch": result.best_epoch} | {str(metric): value for metric, value in kept.items()}
         write_captioner(job.checkpoint, member.backbone, config, metrics, made_by)
-    if state is not None:
-        state.remove()
     return result.history
 
 

@@ -123,8 +123,6 @@ def train_and_write(job: TrainJob) -> DataFrame:
         kept = result.history.set_index("epoch").loc[result.best_epoch].dropna().to_dict()
         made_by = {"captions": table_fingerprint(job.captions), "images": images.fingerprint}
         write_checkpoint(job.checkpoint, result.backbone, member, {"epoch": result.best_epoch, **kept}, made_by)
-    if state is not None:
-        state.remove()
     return result.history
 
 
