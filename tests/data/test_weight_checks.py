@@ -273,9 +273,7 @@ def test_a_run_counts_what_it_trains_and_not_what_lies_there(project: Path, monk
     second = create_pipeline({"writer": writer})
     monkeypatch.setattr("shutil.disk_usage", lambda place: SimpleNamespace(free=0))
     for pipeline, checkpoints in ((second, 1), (train_pipeline("gpt") + second, 2), (train_pipeline("gpt"), 1)):
-        with pytest.raises(
-            click.ClickException, match=rf"disk: 0 packed images and {checkpoints} checkpoints, and two"
-        ):
+        with pytest.raises(click.ClickException, match=rf"disk: 0 packed images and {checkpoints} checkpoints, and "):
             begin_run(project, both, pipeline)
     begin_run(project, both, second.only_nodes("writer.decode_captions"))  # from a checkpoint that is there
 
