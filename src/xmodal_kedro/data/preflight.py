@@ -47,7 +47,8 @@ def check(
     """Look for data, weights, disk, memory and device.
 
     Disk is what the packed images (exact but for files that are no images) and a checkpoint of each training take, and
-    the state that the largest training is resumed from, twice, as each epoch writes a new one before the old one goes.
+    the states that trainings are resumed from: one of each until the run ends, and the largest twice, as each epoch
+    writes a new one before the old one goes.
     Memory is an estimate: `PROCESS_BYTES`, and the larger of `DECODER_BYTES` for each decoding process and what the
     largest training takes; trainings come one after the other (see `sizes` for what is not counted of them).
 
