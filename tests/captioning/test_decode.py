@@ -212,6 +212,8 @@ def test_nucleus_sampling_has_its_limits_and_its_seeds() -> None:
         return [caption.ids for caption in decode(captioner, IMAGES, config)]
 
     greedy = ids(method="greedy")
+    assert ids(temperature=1e-4, top_p=0.01) == greedy
+    assert ids(temperature=1e4, top_p=1.0) != ids(temperature=1e-4, top_p=1.0)
     assert ids(top_p=1e-6) == greedy  # of equals the lowest id is the nucleus
     assert ids(seed=1) == ids(seed=1)
     assert ids(seed=1) != ids(seed=2)

@@ -146,6 +146,12 @@ def test_members_of_different_vocabularies_are_named_with_the_first_difference(o
         EnsembleCaptioner(members)
 
 
+def test_members_that_give_logits_of_more_tokens_than_they_have_are_refused() -> None:
+    padded = {"m1": TableCaptioner(lambda image, ids: [0.0] * 8)}  # as embeddings that were rounded up to a multiple
+    with pytest.raises(VocabularyMismatchError, match=r"logits of 6, 8 tokens, though their tokenizers are equal"):
+        decode(EnsembleCaptioner(tables(1) | padded, None, "logits"), torch.arange(2), METHODS[0])
+
+
 def test_a_member_without_a_say_may_have_another_vocabulary() -> None:
     table = random_table(0, (0.0, 1.0))
     other = TableCaptioner(table, Letters(tokens=("[CLS]", "[SEP]", "a", "x", "c", "y")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Tokenizer,
+    RobertaConfig,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
@@ -232,6 +234,34 @@ def test_a_caption_longer_than_the_model_is_refused(saved: Path) -> None:
     assert decode(captioner, PIXELS, DecodingConfig(max_steps=12))
     with pytest.raises(ValueError, match="max_steps is 13: this captioner writes 12 tokens at most"):
         decode(captioner, PIXELS, DecodingConfig(max_steps=13))
+
+
+def test_roberta_counts_positions_from_behind_its_padding(tmp_path: Path) -> None:
+    tokenizer = BertTokenizer({token: index for index, token in enumerate(WORDS)})
+    sizes = {"hidden_size": 24, "max_position_embeddings": 12, "pad_token_id": 1, **SIZES}
+    decoder = RobertaConfig(vocab_size=len(tokenizer), **sizes)
+    shaken(encoder_decoder(decoder, start=2, end=3, pad=1), 0, None).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    captioner = load_captioner(tmp_path)
+    captions = decode(captioner, PIXELS, DecodingConfig(max_steps=10))
+    assert [(caption.ids, caption.ended) for caption in captions] == generated(tmp_path, DecodingConfig(max_steps=10))
+    assert not all(caption.ended for caption in captions)  # some do come to the last position
+    with pytest.raises(ValueError, match="max_steps is 11: this captioner writes 10 tokens at most"):
+        decode(captioner, PIXELS, DecodingConfig(max_steps=11))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_computed_with_in_full(
+    saved: Path, kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    shutil.copytree(saved / kind, tmp_path / kind)
+    load_captioner(saved / kind).model.to(dtype).save_pretrained(tmp_path / kind)
+    assert {one.dtype for one in load_file(tmp_path / kind / "model.safetensors").values()} == {dtype}
+    captioner = load_captioner(tmp_path / kind)
+    assert {one.dtype for one in captioner.parameters()} == {torch.float32}
+    assert len(decode(captioner, PIXELS, DecodingConfig(max_steps=8))) == len(PIXELS)
 
 
 @pytest.fixture

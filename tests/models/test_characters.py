@@ -18,7 +18,7 @@ from xmodal_kedro.models.characters import CLS, PAD, SEP, UNK, Characters
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 CHARACTERS = Characters.learn(["一只狗在草地上", "一只猫", "a dog"])
-TEXTS = st.text(st.characters(codec="utf-8"), max_size=12)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\v\f\r\x85\u2028\u2029"), max_size=12)
 
 
 def test_special_tokens_have_the_published_ids() -> None:
@@ -83,6 +83,13 @@ def test_ids_are_spelt_back_to_the_text(texts: list[str]) -> None:
     for text, row in zip(texts, characters.batch(texts, 100)["input_ids"], strict=True):
         assert characters.text(row.tolist()) == text  # a list as decoders keep it,
         assert characters.text(row) == text  # or a tensor
+
+
+def test_line_breaks_are_blanks() -> None:
+    characters = Characters.learn(["a\nb", "a\tb\r"])
+    assert characters.tokens == (*SPECIAL, " ", "a", "b")
+    assert characters.text(characters.ids("b\n\u2028a", 100)) == "b  a"
+    assert characters.ids("a\nb", 4) == characters.ids("a b", 4)
 
 
 def test_english_is_spelt_with_its_blanks() -> None:

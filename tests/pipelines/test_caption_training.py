@@ -98,7 +98,9 @@ def test_a_checkpoint_comes_out_that_says_what_made_it(job: CaptionJob, caplog: 
     assert re.search(
         r"teacher_forcing, epoch 1 of \d+: loss \d\.\d{3}, dev/cider_d_characters \d\.\d{4}, dev/dist", caplog.text
     )
-    again = train_and_write(replace(job, checkpoint=job.checkpoint.with_name("again")))  # as where the run failed after it: nothing is trained again
+    again = train_and_write(
+        replace(job, checkpoint=job.checkpoint.with_name("again"))
+    )  # as where the run failed after it: nothing is trained again
     assert "writer: had ended with epoch 1 of an interrupted run" in caplog.text
     pd.testing.assert_frame_equal(again, history)
 

@@ -121,7 +121,7 @@ def _nucleus(size: int, decoding: DecodingConfig, first: int) -> Choice:
     draws = np.stack([np.random.default_rng(seed).random(decoding.max_steps) for seed in seeds])  # [B, steps]
 
     def choose(logits: Tensor, rows: list[int], step: int) -> Tensor:
-        scaled = (logits / decoding.temperature).double().softmax(1)
+        scaled = (logits.double() / decoding.temperature).softmax(1)
         probabilities, order = scaled.sort(dim=1, descending=True, stable=True)
         outside = probabilities.cumsum(1) - probabilities >= decoding.top_p
         cumulative = probabilities.masked_fill(outside, 0.0).cumsum(1)

@@ -63,6 +63,12 @@ class EnsembleCaptioner:
     def step(self, ids: Tensor, state: States) -> tuple[Tensor, States]:
         """Ids [B] to the mixed logits [B, V] of what follows."""
         stepped = [member.step(ids, part) for (member, _), part in zip(self.members, state, strict=True)]
+        if len(widths := {logits.shape[1] for logits, _ in stepped}) > 1:
+            raise VocabularyMismatchError(
+                f"captioners cannot be mixed that give logits of {', '.join(map(str, sorted(widths)))} tokens, though "
+                "their tokenizers are equal: the weights of some have rows without a token. Resize them to the "
+                "tokenizer, or leave one of them out"
+            )
         states = tuple(part for _, part in stepped)
         if len(stepped) == 1:  # as it is, to the bit
             return stepped[0][0], states

@@ -34,6 +34,9 @@ from xmodal_kedro.models.weights import MissingWeightsError, Published, library_
 _BETWEEN_CHINESE = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef]) (?=[\u3000-\u9fff\uff00-\uffef])")
 
 
+COUNTING_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")  # their first token is at position pad_token_id + 1
+
+
 class TransformersVocabulary:
     """The tokens of a tokenizer of transformers."""
 
@@ -100,7 +103,10 @@ class TransformersCaptioner(nn.Module, Published, ABC):
             ValueError: The model has fewer positions than `steps`.
         """
         _, writer = self.parts(self.model.config)
-        if steps > (positions := getattr(writer, "max_position_embeddings", steps)):
+        positions = getattr(writer, "max_position_embeddings", steps)
+        if writer.model_type in COUNTING_FROM_PADDING:
+            positions -= writer.pad_token_id + 1
+        if steps > positions:
             raise ValueError(f"max_steps is {steps}: this captioner writes {positions} tokens at most")
         return _State(self.look(images))
 
@@ -235,7 +241,8 @@ def load_captioner(directory: Path) -> TransformersCaptioner:
             f"{', '.join(FAMILIES)}: name a directory with one of them"
         )
     family = FAMILIES[kind]
-    model, loading = _opened(directory, family.library, output_loading_info=True)
+    # The library would compute in the type that the weights were saved in, whatever the pixels come in.
+    model, loading = _opened(directory, family.library, output_loading_info=True, dtype=torch.float32)
     # Poolers are no part of captioning, and some published models come without.
     if absent := sorted(name for name in loading["missing_keys"] if "pooler" not in name):
         raise BrokenArtifactError(

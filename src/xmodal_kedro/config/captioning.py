@@ -35,7 +35,7 @@ class SelfCriticalConfig(Frozen):
     baseline: Literal["greedy", "mean"] = Field(
         "mean", description="reward of the greedy caption, or mean reward of the image's other samples (2003.09971)"
     )
-    temperature: float = Field(1.0, gt=0.0, description="of the draw")
+    temperature: float = Field(1.0, ge=1.0e-4, le=1.0e4, description="of the draw")
 
     @model_validator(mode="after")
     def _the_mean_has_others(self) -> "SelfCriticalConfig":
@@ -62,6 +62,15 @@ class CaptionTrainConfig(OptimiserConfig):
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without a better `metric`")
 
     _metric = field_validator("metric")(_known_metric)
+
+    @model_validator(mode="after")
+    def _captions_of_an_image_fit_a_batch(self) -> "CaptionTrainConfig":
+        if self.captions_per_image > self.batch_size:
+            raise ValueError(
+                f"captions_per_image {self.captions_per_image} is more than batch_size {self.batch_size}: lower the "
+                "one, or raise the other"
+            )
+        return self
 
 
 class CaptionerConfig(Frozen):
@@ -127,7 +136,7 @@ class CaptioningConfig(Frozen):
     @classmethod
     def _known_metrics(cls, metrics: list[str]) -> list[str]:
         for name in metrics:
-            if name in BY_EMBEDDINGS:
+            if name in (*BY_EMBEDDINGS, "clip_score"):
                 raise ValueError(
                     f"leave out '{name}', and set captioning.clip_score to a member: its embeddings give it"
                 )

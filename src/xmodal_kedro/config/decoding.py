@@ -17,5 +17,5 @@ class DecodingConfig(Frozen):
         1.0, ge=0.0, description="of method beam: log-probabilities are divided by length ** length_penalty"
     )
     top_p: float = Field(0.9, gt=0.0, le=1.0, description="of method nucleus: share of the probability to draw from")
-    temperature: float = Field(1.0, gt=0.0, description="of method nucleus: divides the logits")
+    temperature: float = Field(1.0, ge=1.0e-4, le=1.0e4, description="of method nucleus: divides the logits")
     seed: int = Field(0, ge=0, description="of method nucleus")

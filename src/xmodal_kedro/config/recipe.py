@@ -71,7 +71,7 @@ class Recipe(Frozen):
     @classmethod
     def _captioners_named_for_namespaces(cls, captioners: dict[str, CaptionerConfig]) -> dict[str, CaptionerConfig]:
         for name in captioners:
-            _check_name(name, "captioner", ("ensemble", "constant", "nearest"))
+            _check_name(name, "captioner", ("constant", "nearest"))
         return captioners
 
     @model_validator(mode="after")
@@ -139,6 +139,9 @@ def read_recipe(parameters: dict[str, Any]) -> Recipe:
     every = [name for listed in names.values() for name in listed]
     twice = [name for name in names["members"] if name in names["captioners"]]
     problems = [f"{name}: is listed in member_names and in captioner_names" for name in twice]
+    sections = [(gathered, name) for gathered, listed in names.items() for name in listed if name in SECTIONS]
+    problems += [f"{NAMED[gathered]}: {_taken(name, gathered.removesuffix('s'))}" for gathered, name in sections]
+    misread = {*twice, *(name for _, name in sections)}
     known = (*SECTIONS, *NAMED.values(), *every)
     for key in parameters:
         if key not in known:
@@ -156,8 +159,9 @@ def read_recipe(parameters: dict[str, Any]) -> Recipe:
             | {gathered: {n: parameters[n] for n in listed if n in parameters} for gathered, listed in names.items()}
         )
     except ValidationError as error:
-        # A section that is read as a member and as a captioner is wrong as one of them.
-        problems += _explained([problem for problem in error.errors() if _section(problem) not in twice])
+        # What is read as a member and as a captioner, or is another section, is wrong as one of both.
+        found = [problem for problem in error.errors() if misread.isdisjoint(map(str, problem["loc"][:2]))]
+        problems += _explained(found)
     if problems:
         raise RecipeError("the parameters are not a valid recipe:\n" + "\n".join(f"- {line}" for line in problems))
     return recipe
@@ -176,16 +180,12 @@ def _names(parameters: dict[str, Any], key: str) -> list[str]:
 def _check_name(name: str, what: str, taken: tuple[str, ...]) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(f"'{name}' is no {what} name: lower-case letters, digits and _, a letter first")
-    if name in (*SECTIONS, *_TAKEN, *taken):
-        raise ValueError(
-            f"'{name}' is a section, a folder of results or a row of the leaderboard, so no {what} can have that name"
-        )
+    if name in (*_TAKEN, *taken):
+        raise ValueError(_taken(name, what))
 
 
-def _section(problem: Any) -> str | None:
-    """The member or captioner whose section is at fault."""
-    location = problem["loc"]
-    return location[1] if len(location) > 1 and location[0] in NAMED else None
+def _taken(name: str, what: str) -> str:
+    return f"'{name}' is a section, a folder of results or a row of the leaderboard, so no {what} can have that name"
 
 
 def _explained(problems: Sequence[Any]) -> list[str]:

@@ -7,6 +7,7 @@ texts spell, and putting characters side by side gives the text back.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from xmodal_kedro.models.backbone import ArchitectureError, Tokens
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 PAD, UNK, CLS, SEP = range(len(SPECIAL))
+_BREAK = re.compile("[\t\n\v\f\r\x85\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Characters:
         """
         counts: Counter[str] = Counter()
         for text in texts:
-            counts.update(text)
+            counts.update(_on_one_line(text))
         if not counts:
             raise ArchitectureError("there are no texts to learn a vocabulary of characters from")
         if limit is not None and limit <= len(SPECIAL):
@@ -107,7 +109,7 @@ class Characters:
         if max_length < 2:
             raise ValueError(f"max_length is {max_length}: a text has at least its [CLS] and its [SEP]")
         known = self._ids
-        return [CLS, *(known.get(character, UNK) for character in text[: max_length - 2]), SEP]
+        return [CLS, *(known.get(character, UNK) for character in _on_one_line(text[: max_length - 2])), SEP]
 
     def batch(self, texts: Sequence[str], max_length: int) -> Tokens:
         """`input_ids` and `attention_mask` of texts, both [B, L], L the longest of them."""
@@ -125,6 +127,11 @@ class Characters:
     @cached_property
     def _ids(self) -> dict[str, int]:
         return {token: row for row, token in enumerate(self.tokens)}
+
+
+def _on_one_line(text: str) -> str:
+    """Line breaks and tabs as blanks, one for one: nobody would want them in a caption."""
+    return _BREAK.sub(" ", text)
 
 
 def _in_order(ids: Any) -> tuple[str, ...]:

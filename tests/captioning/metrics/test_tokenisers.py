@@ -3,7 +3,7 @@
 import pytest
 
 from xmodal_kedro.captioning.metrics import tokenisers
-from xmodal_kedro.captioning.metrics.tokenisers import characters, load_jieba, words
+from xmodal_kedro.captioning.metrics.tokenisers import TOKENISERS, characters, load_jieba, words
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,14 @@ from xmodal_kedro.captioning.metrics.tokenisers import characters, load_jieba, w
 )
 def test_characters(text, expected):
     assert characters(text) == list(expected)
+
+
+@pytest.mark.parametrize("name", ["characters", "words", "ptb"])
+def test_what_nobody_sees_does_not_count(name):
+    if name == "words":
+        pytest.importorskip("jieba", reason="jieba is not installed (the extra `captioning`)")
+    cut = TOKENISERS[name]
+    assert cut("\ufeffa do\u200bg \u200d runs\u00ad on 草\u200e地") == cut("a dog runs on 草地")
 
 
 def test_words():

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from xmodal_kedro.captioning.metrics.scores import Scores, Tokens, check_references
 
@@ -59,10 +60,10 @@ def meteor(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -
     with _LOCK:
         program = _started(str(_jar()))
         try:
-            statistics = [
-                program.ask(_line(["SCORE", *map(_text, texts), _text(caption)]))
-                for caption, texts in zip(captions, references, strict=True)
-            ]
+            asked = zip(captions, references, strict=True)
+            total = len(captions)
+            pairs = tqdm(asked, "METEOR", total, leave=False, unit="caption", delay=3, disable=None)
+            statistics = [program.ask(_line(["SCORE", *map(_text, texts), _text(one)])) for one, texts in pairs]
             found = [program.ask(_line(["EVAL", *statistics]))]
             found += [program.ask("") for _ in captions]
         except BaseException:  # an interruption too: answers that nobody read would be taken for those to the next

@@ -19,7 +19,8 @@ def characters(text: str) -> list[str]:
     Punctuation goes as it does for English: a full stop that ends every sentence is no merit of a caption. (Scores
     published with the words' tokeniser of coco-caption over single characters lack ASCII punctuation only.)
     """
-    return [character for character in text.lower() if not character.isspace() and not _is_punctuation(character)]
+    text = visible(text.lower())
+    return [character for character in text if not character.isspace() and not _is_punctuation(character)]
 
 
 def words(text: str) -> list[str]:
@@ -28,11 +29,21 @@ def words(text: str) -> list[str]:
     Raises:
         ModuleNotFoundError: jieba is not installed; the extra that brings it is named.
     """
-    found = load_jieba().lcut(text.lower())
+    found = load_jieba().lcut(visible(text.lower()))
     return [word for word in found if not all(one.isspace() or _is_punctuation(one) for one in word)]
 
 
-TOKENISERS: dict[str, Tokeniser] = {"characters": characters, "words": words, "ptb": ptb}
+def english(text: str) -> list[str]:
+    """Words as `ptb` finds them."""
+    return ptb(visible(text))
+
+
+def visible(text: str) -> str:
+    """Without byte order marks, zero-width blanks and joiners, which nobody sees and files are full of."""
+    return text if text.isascii() else "".join(one for one in text if unicodedata.category(one) != "Cf")
+
+
+TOKENISERS: dict[str, Tokeniser] = {"characters": characters, "words": words, "ptb": english}
 
 
 def load_jieba() -> ModuleType:
