@@ -86,6 +86,9 @@ class RecipeConfigLoader(OmegaConfigLoader):
             # Members and captioners of a lower layer that this recipe does not use are no typing errors; they are just
             # not there. The user's own layer lies under every recipe, so it may speak of the members of any.
             unused = known_members - set(_named(merged))
+            for path in BY_NAME:
+                if (mapping := _at(merged, path)) and mapping.keys() <= unused:
+                    del _at(merged, path[:-1])[path[-1]]  # it spoke of these alone: as if it were not set
             for mapping in (merged, *(_at(merged, path) for path in BY_NAME)):
                 for name in unused & mapping.keys():
                     del mapping[name]

@@ -71,10 +71,14 @@ def test_weights_of_members_and_captioners_that_are_not_used_are_gone(conf: Path
     write(conf, "base/parameters_mixed.yml", {"ensemble": mixed, **captions})
     write(conf, "traffic/parameters_captions.yml", {"captioner_names": ["two"]})
     read = parameters(conf, "traffic")
-    assert read["ensemble"]["fusion"] == {"weights": {"a": 0.5}, "normalisations": {}}
+    assert read["ensemble"]["fusion"] == {"weights": {"a": 0.5}}
     assert read["captioning"]["ensemble"]["weights"] == {"two": 0.3, "misspelt": 0.1}
     assert "one" not in read
     assert parameters(conf, None)["captioning"]["ensemble"]["weights"]["one"] == 0.7
+    del captions["captioning"]["ensemble"]["weights"]["misspelt"]
+    write(conf, "base/parameters_mixed.yml", {"ensemble": mixed, **captions})
+    write(conf, "traffic/parameters_captions.yml", {"captioner_names": []})
+    assert parameters(conf, "traffic")["captioning"] == {"ensemble": {}}
 
 
 def test_runtime_parameters_come_after_every_layer(conf: Path) -> None:

@@ -104,5 +104,9 @@ def _report(table: pd.DataFrame, max_steps: int, name: str) -> None:
         log.warning(
             "%s: %.1f %% of the images get the same caption, '%s': it hardly looks at them. Train longer or at a lower "
             "rate, or begin with a member that ranks well",
-            *(name, 100 * same.iloc[0], same.index[0]),
+            *(name, 100 * same.iloc[0], _short(same.index[0])),
         )
+
+
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -93,7 +93,8 @@ def decode_ensemble(
     weights = dict.fromkeys(sources, 1.0) if config.weights == "equal" else config.weights
     members = {name: _open(source, device) for name, source in sources.items() if weights[name]}
     ensemble = EnsembleCaptioner(members, [weights[name] for name in members], config.mix)
-    return generate(ensemble, captions, images, DECODED, captioning, device, "ensemble")
+    name = "ensemble" if len(members) > 1 else next(iter(members))
+    return generate(ensemble, captions, images, DECODED, captioning, device, name)
 
 
 def judge_captions(

@@ -193,4 +193,11 @@ def _quarantine(*tables: DataFrame) -> DataFrame:
 
 
 def _readable(pairs: DataFrame, image_quarantine: DataFrame) -> DataFrame:
-    return pairs[~pairs["path"].isin(image_quarantine["key"])]
+    unreadable = pairs["path"].isin(image_quarantine["key"])
+    lost = pairs.loc[unreadable & (pairs["split"] == "test"), "path"].drop_duplicates()
+    if len(lost):
+        log.warning(
+            "%d images of test cannot be read, and will be in no file that is handed in; the first is %s",
+            *(len(lost), lost.iloc[0]),
+        )
+    return pairs[~unreadable]
