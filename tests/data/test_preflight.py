@@ -1,82 +1,32 @@
 """All that is missing is said at once, with the key, the place and the fix; what is there raises nothing."""
 
-import io
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
-from PIL import Image
 from safetensors.numpy import save_file
 
+from tests.data.preflight_project import checked, member, settle_machine, whole_data, write_project
 from tests.models.small import SMALL
-from xmodal_kedro.config.data import Columns, DataConfig, ImagesConfig, Source
+from xmodal_kedro.config.data import DataConfig, ImagesConfig, Source
 from xmodal_kedro.config.ensemble import RuntimeConfig
 from xmodal_kedro.config.member import BackboneConfig, MemberConfig, TrainConfig
-from xmodal_kedro.data.preflight import GIB, PreflightError, Report, check
-from xmodal_kedro.data.sizes import Size, Training
-
-IMAGES = ImagesConfig(size=32, workers=1)
-
-
-def member(weights: str | None) -> MemberConfig:
-    backbone = BackboneConfig(name="open_clip", weights=weights) if weights else SMALL["open_clip"]
-    return MemberConfig(backbone=backbone, train=TrainConfig(epochs=1, batch_size=2, lr=1e-4))
-
-
-def checked(project: Path, data: DataConfig | None = None, drawn: Path | None = None, **options: object) -> Report:
-    settings = {"images": IMAGES, "members": {}, "runtime": RuntimeConfig(device="cpu"), **options}
-    settings.setdefault("trained", list(settings["members"]))
-    return check(data, project=project, drawn=drawn, **settings)
+from xmodal_kedro.data.preflight import PreflightError, Report
 
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine with room for everything, and an empty cache."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=512 * GIB))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    settle_machine(monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """Data of three formats, and weights in a directory."""
-    raw = tmp_path / "project" / "raw"
-    (raw / "photos" / "deep").mkdir(parents=True)
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(file, "PNG")
-    for name in ("a.png", "b.PNG", "deep/c.png", "notes.txt"):
-        (raw / "photos" / name).write_bytes(file.getvalue())
-    (raw / "train.csv").write_text("image,text\na.png,a\n")
-    pq.write_table(pa.table({"jpg": [file.getvalue()] * 7}), raw / "shard-0.parquet")
-    (raw / "queries.txt").write_text("who\n")
-    weights = tmp_path / "project" / "weights" / "clip"
-    weights.mkdir(parents=True)
-    save_file({"a": np.zeros((1000, 100), np.float16), "b": np.zeros(24, np.float32)}, weights / "weights.safetensors")
-    (weights / "open_clip_config.json").write_text("{}")
-    return tmp_path / "project"
-
-
-def whole_data() -> DataConfig:
-    return DataConfig(
-        root="raw",
-        sources=[
-            Source(split="train", format="table", file="train.csv", images="photos"),
-            Source(split="val", format="folder", images="photos"),
-            Source(split="val", format="parquet", file="shard-*.parquet", columns=Columns(bytes="jpg")),
-            Source(split="test", format="queries", file="queries.txt"),
-        ],
-    )
+    return write_project(tmp_path)
 
 
 def test_nothing_is_said_when_nothing_is_missing(project):
@@ -289,105 +239,6 @@ def test_a_weight_pointer_is_named(project):
     file.write_text("version https://git-lfs.github.com/spec/v1\n")
     (problem,) = checked(project, members={"clip": member("weights/clip")}).problems
     assert "git lfs pull" in problem
-
-
-def test_disk_counts_each_image_once_and_each_checkpoint(project, monkeypatch):
-    # 3 photos in a folder that two sources share, 7 in the shard, of 32 x 32 x 3 bytes; 100 024 parameters in fp32.
-    needed = 10 * 3072 + 400_096
-    options = {"members": {"clip": member("weights/clip")}, "runtime": RuntimeConfig(device="cpu", resume=False)}
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=needed))
-    assert checked(project, whole_data(), **options) == Report()
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=needed - 1))
-    (problem,) = checked(project, whole_data(), **options).problems
-    assert "disk: 10 packed images and 1 checkpoints" in problem
-    store = project / IMAGES.store / "0123"
-    store.mkdir(parents=True)
-    (store / "MANIFEST.json").touch()
-    report = checked(project, whole_data(), **options)
-    assert report.problems == []
-    assert "disk: " in report.warnings[0]
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=400_095))
-    assert "disk: " in checked(project, whole_data(), **options).problems[0]  # the checkpoint itself finds no room
-    assert checked(project, whole_data(), trained=[], **options) == Report()  # it is only loaded
-
-
-def test_disk_has_room_for_the_states_of_all_trainings_and_one_more_or_one_is_warned(project, monkeypatch):
-    clip = member("weights/clip")
-    last = clip.model_copy(update={"train": clip.train.model_copy(update={"keep": "last"})})
-    small = Training("writer", Size(100_024, 50_000), keeps_best=True)
-    for trained, captioners, states in [
-        (clip, [], 2 * 4 * 400_096),  # weights, two moments, the best weights
-        (last, [], 2 * 3 * 400_096),
-        (clip, [small], 2 * 4 * 400_096 + 4 * 200_000),
-        (last, [Training("writer", Size(100_024, 80_000), keeps_best=True)], 3 * 400_096 + 2 * 4 * 320_000),
-    ]:
-        kept = 400_096 * (1 + len(captioners))
-        options = {"members": {"clip": trained}, "captioners": captioners}
-        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=kept + states: SimpleNamespace(free=free))
-        assert checked(project, **options) == Report()
-        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=kept + states - 1: SimpleNamespace(free=free))
-        report = checked(project, **options)
-        assert report.problems == []
-        (warning,) = report.warnings
-        assert f"disk: 0 packed images and {1 + len(captioners)} checkpoints, and the states of trainings" in warning
-        assert warning.endswith("No states are kept with runtime.resume: false.")
-        assert checked(project, runtime=RuntimeConfig(device="cpu", resume=False), **options) == Report()
-        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=kept - 1: SimpleNamespace(free=free))
-        assert "and the states of trainings" in checked(project, **options).problems[0]
-
-
-def test_shards_of_weights_add_up_and_copies_do_not(project, monkeypatch):
-    folder = project / "weights/clip"
-    for name in ("copy", "model-00001-of-00002", "model-00002-of-00002"):
-        shutil.copy(folder / "weights.safetensors", folder / f"{name}.safetensors")
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=800_192))
-    assert checked(project, members={"clip": member("weights/clip")}).problems == []
-    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=800_191))
-    assert checked(project, members={"clip": member("weights/clip")}).problems != []
-
-
-def test_memory_is_a_problem_only_when_the_weights_do_not_fit(project, monkeypatch):
-    def with_memory(available: int, **options: object) -> Report:
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
-        return checked(project, members={"clip": member("weights/clip")}, **options)
-
-    base = 3 * GIB // 2
-    assert with_memory(base + 20 * 100_024) == Report()  # weights, gradients, two moments, the best weights
-    little = with_memory(base + 20 * 100_024 - 1)
-    assert little.problems == []
-    assert "training clip on the CPU" in little.warnings[0]
-    assert "memory: the weights of clip" in with_memory(base).problems[0]
-    assert with_memory(base + 4 * 100_024, trained=[]) == Report()
-    gpu = {"runtime": RuntimeConfig(device="cuda")}
-    assert with_memory(base + 8 * 100_024, **gpu).warnings == []  # its memory has all but the best weights
-    assert "training clip on the GPU" in with_memory(base + 8 * 100_024 - 1, **gpu).warnings[0]
-    larger = {"captioners": [Training("writer", Size(300_000, 100_000), keeps_best=False)]}
-    assert with_memory(base + 2_400_000, **larger) == Report()
-    assert "training writer on the CPU" in with_memory(base + 2_400_000 - 1, **larger).warnings[0]
-    assert "memory: the weights of writer" in with_memory(base + 1_200_000 - 1, **larger).problems[0]
-    packing = with_memory(2 * GIB, data=whole_data(), images=ImagesConfig(size=32, workers=8))
-    assert "Lower images.workers" in packing.warnings[0]
-
-
-def test_a_gpu_that_is_not_there_is_named(project, monkeypatch):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "torch sees no GPU" in checked(project, runtime=RuntimeConfig(device="cuda")).problems[0]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert checked(project, runtime=RuntimeConfig(device="cuda")).problems == []
-    assert checked(project, runtime=RuntimeConfig(device="cuda:0")).problems == []
-    assert "the last GPU is cuda:0" in checked(project, runtime=RuntimeConfig(device="cuda:1")).problems[0]
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_is_a_problem(project):
-    project.chmod(0o555)
-    try:
-        assert any("cannot be written" in problem for problem in checked(project).problems)
-    finally:
-        project.chmod(0o755)
 
 
 def test_a_check_without_gpu_imports_no_torch(tmp_path):
